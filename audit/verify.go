@@ -1,0 +1,135 @@
+package audit
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"filippo.io/torchwood"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"tidemark/audit/taglog"
+)
+
+// A Report is the outcome of a verification. The log is good if there are no
+// Problems.
+type Report struct {
+	Origin   string    `json:"origin"`
+	Size     int64     `json:"size"`
+	Root     tlog.Hash `json:"root"`
+	Refs     int       `json:"refs"`
+	Since    int64     `json:"since,omitempty"` // size of the earlier checkpoint that this log contains
+	Problems []Problem `json:"problems"`
+}
+
+// A Problem is something that a good log does not have. Index is -1 when it
+// concerns no single entry.
+type Problem struct {
+	Index int64  `json:"index"`
+	Ref   string `json:"ref,omitempty"`
+	What  string `json:"what"`
+}
+
+// Verify re-checks a whole log from the outside: the signature of checkpoint,
+// every entry against the signed tree, the chain of every ref, and, when since
+// is given, that the log contains what that earlier checkpoint signed. It
+// returns an error only when it could not read enough to tell.
+func Verify(ctx context.Context, tiles torchwood.TileReader, checkpoint, since []byte, verifier note.Verifier) (Report, error) {
+	r := Report{Problems: []Problem{}}
+	c, err := taglog.Open(checkpoint, verifier)
+	if err != nil {
+		r.Problems = append(r.Problems, Problem{-1, "", err.Error()})
+		return r, nil
+	}
+	r.Origin, r.Size, r.Root = c.Origin, c.N, c.Hash
+	if since != nil {
+		old, err := taglog.Open(since, verifier)
+		if err != nil {
+			r.Problems = append(r.Problems, Problem{-1, "", "the earlier checkpoint: " + err.Error()})
+			return r, nil
+		}
+		r.Since = old.N
+		if what := extends(ctx, tiles, old.Tree, c.Tree); what != "" {
+			r.Problems = append(r.Problems, Problem{-1, "", what})
+			return r, nil
+		}
+	}
+	client, err := torchwood.NewClient(tiles)
+	if err != nil {
+		return r, err
+	}
+	chains := make(chains)
+	next := int64(0)
+	for index, leaf := range client.AllEntries(ctx, c.Tree, 0) {
+		if index != next {
+			r.Problems = append(r.Problems, Problem{next, "", fmt.Sprintf("entry %d follows %d", index, next-1)})
+		}
+		next = index + 1
+		if p := chains.add(index, leaf); p != nil {
+			r.Problems = append(r.Problems, *p)
+		}
+	}
+	if err := client.Err(); err != nil {
+		if ctx.Err() != nil {
+			return r, ctx.Err()
+		}
+		r.Problems = append(r.Problems, Problem{next, "", fmt.Sprintf("from entry %d on the log cannot be checked against its signed tree: %v", next, err)})
+	} else if next != c.N {
+		r.Problems = append(r.Problems, Problem{next, "", fmt.Sprintf("the log ends after %d of %d entries", next, c.N)})
+	}
+	r.Refs = len(chains)
+	return r, nil
+}
+
+// extends proves that new contains old, or says why it does not.
+func extends(ctx context.Context, tiles torchwood.TileReader, old, new tlog.Tree) string {
+	if old.N > new.N {
+		return fmt.Sprintf("the log has %d entries, fewer than the %d that were signed before", new.N, old.N)
+	}
+	if old.N == 0 {
+		return ""
+	}
+	hashes := torchwood.TileHashReaderWithContext(ctx, new, tiles)
+	proof, err := tlog.ProveTree(new.N, old.N, hashes)
+	if err == nil {
+		err = tlog.CheckTree(proof, new.N, new.Hash, old.N, old.Hash)
+	}
+	if err != nil {
+		return fmt.Sprintf("the log does not contain the %d entries that were signed before: %v", old.N, err)
+	}
+	return ""
+}
+
+// chains follows each ref from event to event: what one event moved to, the
+// next one moves away from, and their intervals do not overlap.
+type chains map[Ref]link
+
+type link struct {
+	head  digest.Digest
+	after time.Time // NotAfter of the last event
+}
+
+func (c chains) add(index int64, leaf []byte) *Problem {
+	e, err := ParseLeaf(leaf)
+	if err != nil {
+		return &Problem{index, "", err.Error()}
+	}
+	if !e.moves() {
+		return nil
+	}
+	last, known := c[e.Ref]
+	switch {
+	case e.New == nil || e.Interval == nil:
+		return &Problem{index, e.Ref.String(), fmt.Sprintf("%s without a new digest or an interval", e.Type)}
+	case known != (e.Type != FirstSeen):
+		return &Problem{index, e.Ref.String(), fmt.Sprintf("%s, but the ref was known before: %t", e.Type, known)}
+	case known && (e.Old == nil || e.Old.Digest != last.head):
+		return &Problem{index, e.Ref.String(), fmt.Sprintf("moves away from another digest than %s, which the ref had", last.head)}
+	case known && (e.Interval.NotBefore == nil || e.Interval.NotBefore.Before(last.after) || e.Interval.NotAfter.Before(*e.Interval.NotBefore)):
+		return &Problem{index, e.Ref.String(), "its interval overlaps the one before"}
+	}
+	c[e.Ref] = link{e.New.Digest, e.Interval.NotAfter}
+	return nil
+}

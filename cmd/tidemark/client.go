@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/distribution/reference"
+	"github.com/mattn/go-isatty"
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	"tidemark/audit"
+	"tidemark/config"
+	"tidemark/proxy/admin"
+)
+
+// A client talks to the admin address of a running server.
+type client struct {
+	server string
+	token  string
+}
+
+// defaultServer is where serve listens without a configuration.
+const defaultServer = "http://127.0.0.1:5051"
+
+// addClient adds the flags of a command that talks to a server.
+func addClient(c *cobra.Command) *client {
+	cl := &client{token: os.Getenv("TIDEMARK_TOKEN")}
+	def := os.Getenv("TIDEMARK_SERVER")
+	if def == "" {
+		def = defaultServer
+	}
+	c.Flags().StringVar(&cl.server, "server", def, "admin address of the server, or TIDEMARK_SERVER; a token is taken from TIDEMARK_TOKEN")
+	return cl
+}
+
+// addJSON adds --json.
+func addJSON(c *cobra.Command) *bool {
+	return c.Flags().Bool("json", false, "print JSON")
+}
+
+// maxAnswer bounds an answer of the server in bytes.
+const maxAnswer = 64 << 20
+
+// get fetches the body of a path below the admin address.
+func (cl *client) get(ctx context.Context, path string, query url.Values) ([]byte, error) {
+	u := strings.TrimSuffix(cl.server, "/") + path
+	if len(query) > 0 {
+		u += "?" + query.Encode()
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
+	if err != nil {
+		return nil, usage(fmt.Errorf("--server %q is not an address such as %s", cl.server, defaultServer))
+	}
+	if cl.token != "" {
+		req.Header.Set("Authorization", "Bearer "+cl.token)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("no answer from the server; is it running, and is --server right? %w", err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		var e struct{ Error admin.Error }
+		if json.Unmarshal(body, &e) == nil && e.Error.Message != "" {
+			return nil, fmt.Errorf("%s: %s", cl.server, e.Error.Message)
+		}
+		return nil, fmt.Errorf("%s%s: %s", cl.server, path, resp.Status)
+	}
+	return body, nil
+}
+
+// getJSON decodes an answer of the API into v.
+func (cl *client) getJSON(ctx context.Context, path string, query url.Values, v any) error {
+	body, err := cl.get(ctx, path, query)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(body, v); err != nil {
+		return fmt.Errorf("%s%s: %w", cl.server, path, err)
+	}
+	return nil
+}
+
+func printJSON(c *cobra.Command, v any) error {
+	enc := json.NewEncoder(c.OutOrStdout())
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+func isTerminal(f *os.File) bool { return isatty.IsTerminal(f.Fd()) }
+
+// expandRef reads a REF as Docker does: nginx is docker.io/library/nginx:latest.
+func expandRef(s string) (audit.Ref, error) {
+	named, err := reference.ParseNormalizedNamed(s)
+	if err != nil {
+		return audit.Ref{}, usage(fmt.Errorf("%q is not an image reference: %w", s, err))
+	}
+	if _, ok := named.(reference.Digested); ok {
+		return audit.Ref{}, usage(fmt.Errorf("%q names a digest; the ledger is about tags", s))
+	}
+	tagged := reference.TagNameOnly(named).(reference.NamedTagged)
+	return audit.Ref{Upstream: reference.Domain(named), Repository: reference.Path(named), Tag: tagged.Tag()}, nil
+}
+
+// expandPattern makes a pattern of what may be a short name: nginx stands for
+// all tags of docker.io/library/nginx.
+func expandPattern(s string) (string, error) {
+	if strings.ContainsAny(s, "*?") {
+		return s, nil
+	}
+	named, err := reference.ParseNormalizedNamed(s)
+	if err != nil {
+		return "", usage(fmt.Errorf("%q is neither an image reference nor a pattern: %w", s, err))
+	}
+	if _, ok := named.(reference.Tagged); ok {
+		return named.String(), nil
+	}
+	return named.Name() + ":*", nil
+}
+
+// ago reads a duration before now, such as 24h or 30d, or a time.
+func ago(s string, now time.Time) (string, error) {
+	if t, err := time.Parse(time.RFC3339, s); err == nil {
+		return t.UTC().Format(time.RFC3339), nil
+	}
+	if t, err := time.Parse(time.DateOnly, s); err == nil {
+		return t.Format(time.RFC3339), nil
+	}
+	d, err := config.ParseDuration(s)
+	if err != nil {
+		return "", usage(errors.New(err.Error() + ", a date or a time"))
+	}
+	return now.Add(-time.Duration(d)).UTC().Format(time.RFC3339), nil
+}
+
+// short is a digest as far as people compare it.
+func short(d digest.Digest) string {
+	if d.Validate() != nil {
+		return string(d)
+	}
+	return d.Algorithm().String() + ":" + d.Encoded()[:12]
+}
+
+// since says how long ago t was, in one unit.
+func since(t, now time.Time) string {
+	d := now.Sub(t)
+	for _, u := range []struct {
+		name string
+		unit time.Duration
+	}{{"d", 24 * time.Hour}, {"h", time.Hour}, {"m", time.Minute}} {
+		if n := d / u.unit; n > 0 {
+			return fmt.Sprintf("%d%s ago", n, u.name)
+		}
+	}
+	return fmt.Sprintf("%ds ago", max(0, d/time.Second))
+}

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"tidemark/config"
+)
+
+type serveFlags struct {
+	config, data, listen, admin string
+	logFormat, logLevel         string
+}
+
+func newServe() *cobra.Command {
+	var f serveFlags
+	c := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the mirror",
+		Long: `Run the mirror until SIGTERM, which lets pulls under way finish.
+
+Without a configuration the registry is on 127.0.0.1:5050, the admin address on
+127.0.0.1:5051, all state in ./tidemark-data, and the well-known registries are
+mirrored.`,
+		Example: `  tidemark serve
+  tidemark serve -c /etc/tidemark.yaml --log-format json`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			log, err := newLogger(f.logFormat, f.logLevel)
+			if err != nil {
+				return usage(err)
+			}
+			cfg, err := config.Load(f.config, f.override)
+			if err != nil {
+				return usage(fmt.Errorf("configuration %s:\n%w", f.config, err))
+			}
+			s, err := wire(c.Context(), cfg, log)
+			if err != nil {
+				return err
+			}
+			s.greet(os.Stdout)
+			return errors.Join(s.Run(c.Context()), s.Close())
+		},
+	}
+	c.Flags().StringVarP(&f.config, "config", "c", "", "configuration file; see config.example.yaml")
+	c.Flags().StringVar(&f.data, "data", "", "folder of all state (data)")
+	c.Flags().StringVar(&f.listen, "listen", "", "address of the registry (registry.listen)")
+	c.Flags().StringVar(&f.admin, "admin", "", "address of the admin API (admin.listen)")
+	c.Flags().StringVar(&f.logFormat, "log-format", "console", "json or console")
+	c.Flags().StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	return c
+}
+
+// override puts what flags say over the file.
+func (f *serveFlags) override(c *config.Config) {
+	for _, o := range []struct {
+		flag string
+		key  *string
+	}{{f.data, &c.Data}, {f.listen, &c.Registry.Listen}, {f.admin, &c.Admin.Listen}} {
+		if o.flag != "" {
+			*o.key = o.flag
+		}
+	}
+}
+
+func newLogger(format, level string) (zerolog.Logger, error) {
+	var w io.Writer = os.Stderr
+	switch format {
+	case "json":
+	case "console":
+		w = zerolog.ConsoleWriter{Out: os.Stderr, TimeFormat: time.RFC3339, NoColor: !isTerminal(os.Stderr)}
+	default:
+		return zerolog.Logger{}, fmt.Errorf("--log-format %q is neither json nor console", format)
+	}
+	l, err := zerolog.ParseLevel(level)
+	if err != nil || level == "" {
+		return zerolog.Logger{}, fmt.Errorf("--log-level %q is not debug, info, warn or error", level)
+	}
+	return zerolog.New(w).Level(l).With().Timestamp().Logger(), nil
+}
+
+// greet prints what a person needs next.
+func (s *server) greet(w io.Writer) {
+	data, err := filepath.Abs(s.data.path)
+	if err != nil {
+		data = s.data.path
+	}
+	u := s.registryURL()
+	fmt.Fprintf(w, `tidemark %s
+  registry  %s
+  admin     http://%s
+  data      %s
+
+To have Docker pull through it, put these lines into /etc/docker/daemon.json and reload Docker:
+  { "registry-mirrors": ["%s"] }
+  systemctl reload docker
+`, version(), u, s.admin.Addr(), data, u)
+	if s.internal != nil {
+		fmt.Fprintf(w, "\nClients must trust the internal CA: %s\n", s.internal.CAFile())
+	}
+	fmt.Fprintln(w)
+}
+
+func (s *server) registryURL() string {
+	scheme := "https"
+	if s.cfg.Registry.TLS.Mode == config.TLSNone {
+		scheme = "http"
+	}
+	return scheme + "://" + s.registry.Addr().String()
+}
+
+// Run runs everything that lives long until ctx ends or something fails. The
+// listeners stop first: what they serve may need the rest until the end.
+func (s *server) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	behindCtx, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBehind()
+
+	var behind errgroup.Group
+	for _, run := range []func(context.Context) error{s.cache.Run, s.ledger.Run} {
+		behind.Go(func() error {
+			defer stop() // none of them ends by itself
+			return run(behindCtx)
+		})
+	}
+	signCtx, stopSigner := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopSigner()
+	var signer errgroup.Group
+	signer.Go(func() error { return s.signer.Run(signCtx) })
+
+	fronts, frontCtx := errgroup.WithContext(ctx)
+	fronts.Go(func() error { return s.registry.Run(frontCtx) })
+	fronts.Go(func() error { return s.admin.Run(frontCtx) })
+	err := fronts.Wait()
+	stopBehind()
+	err = errors.Join(err, behind.Wait())
+	stopSigner() // after the last event
+	return errors.Join(err, signer.Wait())
+}

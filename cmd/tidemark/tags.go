@@ -1,0 +1,70 @@
+package main
+
+import (
+	"fmt"
+	"net/url"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tidemark/proxy/admin"
+)
+
+func newTags() *cobra.Command {
+	var movedSince string
+	c := &cobra.Command{
+		Use:   "tags [PATTERN]",
+		Short: "List known tags: what they mean, since when, and when that was confirmed",
+		Long: `List known tags: what they mean, since when, and when that was last confirmed.
+
+PATTERN is an image reference, whose tags are listed, or a pattern in which ?
+and * stand for characters within a component and ** for any.`,
+		Example: `  tidemark tags nginx
+  tidemark tags 'docker.io/library/*:latest'
+  tidemark tags --moved-since 24h`,
+		Args: cobra.MaximumNArgs(1),
+	}
+	cl, asJSON := addClient(c), addJSON(c)
+	c.Flags().StringVar(&movedSince, "moved-since", "", "only tags that moved in this time, such as 24h or 30d, or since this date")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		q := url.Values{"limit": {"1000"}}
+		if len(args) > 0 {
+			p, err := expandPattern(args[0])
+			if err != nil {
+				return err
+			}
+			q.Set("match", p)
+		}
+		if movedSince != "" {
+			t, err := ago(movedSince, time.Now())
+			if err != nil {
+				return err
+			}
+			q.Set("moved_since", t)
+		}
+		all := admin.TagList{Tags: []admin.Tag{}}
+		for {
+			var page admin.TagList
+			if err := cl.getJSON(c.Context(), "/api/v1/tags", q, &page); err != nil {
+				return err
+			}
+			all.Tags = append(all.Tags, page.Tags...)
+			if page.Next == "" {
+				break
+			}
+			q.Set("after", page.Next)
+		}
+		if *asJSON {
+			return printJSON(c, all)
+		}
+		w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
+		fmt.Fprintln(w, "REF\tDIGEST\tSINCE\tCONFIRMED\tMODE")
+		now := time.Now()
+		for _, t := range all.Tags {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", t.Ref, short(t.Served), since(t.HeadSince, now), since(t.LastConfirmed, now), t.Mode)
+		}
+		return w.Flush()
+	}
+	return c
+}

@@ -1,0 +1,317 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"tidemark/audit"
+	"tidemark/audit/sqlite"
+	"tidemark/cache"
+	"tidemark/cache/disk"
+	"tidemark/config"
+	"tidemark/proxy"
+	"tidemark/proxy/admin"
+	"tidemark/proxy/front"
+	"tidemark/proxy/oci"
+	"tidemark/proxy/route"
+	"tidemark/proxy/upstream"
+)
+
+// A server is all rooms, joined. wire makes it, Run runs it, Close lets go of
+// the data folder.
+type server struct {
+	cfg      *config.Config
+	log      zerolog.Logger
+	data     *dataFolder
+	store    *sqlite.Store
+	cache    *cache.Cache
+	ledger   *audit.Ledger
+	signer   *audit.Signer
+	internal *front.Internal // nil unless registry.tls.mode is internal
+	registry *front.Server
+	admin    *front.Server
+}
+
+// wire is the one place that turns configuration into rooms. It takes the data
+// folder and both addresses; nothing runs yet.
+func wire(ctx context.Context, cfg *config.Config, log zerolog.Logger) (_ *server, err error) {
+	s := &server{cfg: cfg, log: log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if s.data, err = openData(cfg.Data); err != nil {
+		return nil, err
+	}
+	metrics := admin.NewMetrics()
+	origin, err := s.wireAudit(ctx, metrics)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.wireCache(); err != nil {
+		return nil, err
+	}
+	upstreams, table, err := wireUpstreams(cfg, metrics)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.wireRegistry(ctx, upstreams, table, metrics); err != nil {
+		return nil, err
+	}
+	return s, s.wireAdmin(upstreams, metrics, origin)
+}
+
+func (s *server) wireAudit(ctx context.Context, metrics *admin.Metrics) (origin string, err error) {
+	key, err := audit.OpenKey(s.data.path, s.cfg.Audit.Origin, false)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	if origin = s.cfg.Audit.Origin; key != nil {
+		origin = key.Origin()
+	} else if origin == "" {
+		origin = audit.NewOrigin()
+	}
+	if s.store, err = sqlite.Open(ctx, s.data.file("audit.db"), origin); err != nil {
+		return "", err
+	}
+	recorded, err := s.store.Origin(ctx)
+	if err != nil {
+		return "", err
+	}
+	if recorded != origin && (key != nil || s.cfg.Audit.Origin != "") {
+		return "", fmt.Errorf("the ledger in %s is the log %s, but the key or audit.origin says %s: they do not belong together", s.data.path, recorded, origin)
+	}
+	origin = recorded
+	if key == nil {
+		tree, err := s.store.Tree(ctx)
+		if err != nil {
+			return "", err
+		}
+		_, err = os.Stat(s.data.file("anchor"))
+		fresh := tree.N == 0 && errors.Is(err, fs.ErrNotExist)
+		if key, err = audit.OpenKey(s.data.path, origin, fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+	}
+	s.signer = audit.NewSigner(s.store, key, s.data.file("anchor"), nil, s.log)
+	s.ledger = audit.New(audit.Options{
+		Store:      s.store,
+		TTL:        time.Duration(s.cfg.Tags.TTL),
+		Background: s.cfg.Tags.Refresh == config.RefreshBackground,
+		Log:        s.log,
+		Recorded: func(index int64, e audit.Event) {
+			s.signer.Grown()
+			logEvent(s.log, index, e)
+			switch e.Type {
+			case audit.Moved:
+				metrics.Move("unknown", e.Policy.Mode)
+			case audit.Reverted:
+				metrics.Move("rollback", e.Policy.Mode)
+			}
+		},
+	})
+	return origin, nil
+}
+
+// logEvent writes the one line of a tag move.
+func logEvent(log zerolog.Logger, index int64, e audit.Event) {
+	line := log.Info().Str("kind", string(e.Type)).Str("upstream", e.Ref.Upstream).Str("repo", e.Ref.Repository).Str("tag", e.Ref.Tag).
+		Str("digest", e.New.Digest.String())
+	if e.Old != nil {
+		line = line.Str("prev", e.Old.Digest.String())
+	}
+	line.Int64("index", index).Msg("recorded")
+}
+
+func (s *server) wireCache() error {
+	store, err := disk.Open(s.data.path)
+	if err != nil {
+		return fmt.Errorf("cache: %w", err)
+	}
+	total, _, err := disk.Space(s.data.path)
+	if err != nil {
+		return fmt.Errorf("cache: %w", err)
+	}
+	size := s.cfg.Cache.MaxBytes
+	s.cache = cache.New(cache.Options{
+		Store: store,
+		Budget: func(stored int64) int64 {
+			// A share is of what the cache could have: what it holds and what is free.
+			_, free, err := disk.Space(s.data.path)
+			if err != nil {
+				free = total
+			}
+			return size.Of(free + stored)
+		},
+		MinFree:  s.cfg.Cache.MinFree.Of(total),
+		Describe: describe,
+		Log:      s.log,
+	})
+	return nil
+}
+
+// describe tells the cache what package oci knows of manifests.
+func describe(manifest []byte) (cache.Description, error) {
+	d, err := oci.Describe(manifest)
+	if err != nil {
+		return cache.Description{}, err
+	}
+	out := cache.Description{MediaType: d.MediaType, Index: d.Index}
+	for _, r := range d.Refers {
+		out.Refers = append(out.Refers, cache.Reference(r))
+	}
+	return out, nil
+}
+
+func wireUpstreams(cfg *config.Config, metrics *admin.Metrics) (map[string]*upstream.Upstream, *route.Table, error) {
+	upstreams := make(map[string]*upstream.Upstream)
+	var routes []route.Upstream
+	for name, u := range cfg.Upstreams {
+		o := upstream.Options{
+			Name: name, Username: u.Username, Password: string(u.Password), TokenRealms: u.TokenRealms,
+			Insecure: u.Insecure, UserAgent: "tidemark/" + version(),
+			Observe: func(status int) { metrics.Upstream(name, status) },
+		}
+		for _, e := range u.Endpoints {
+			v, err := url.Parse(e)
+			if err != nil {
+				return nil, nil, err
+			}
+			o.Endpoints = append(o.Endpoints, v)
+		}
+		if u.CAFile != "" {
+			pem, err := os.ReadFile(u.CAFile)
+			if err != nil {
+				return nil, nil, err
+			}
+			o.RootCAs = x509.NewCertPool()
+			o.RootCAs.AppendCertsFromPEM(pem)
+		}
+		upstreams[name] = upstream.New(o)
+		routes = append(routes, route.Upstream{Name: name, Hosts: u.Hosts})
+	}
+	table, err := route.NewTable(cfg.DefaultUpstream, routes)
+	return upstreams, table, err
+}
+
+func (s *server) wireRegistry(ctx context.Context, upstreams map[string]*upstream.Upstream, table *route.Table, metrics *admin.Metrics) error {
+	handler := proxy.New(proxy.Options{
+		Table: table, Upstreams: upstreams, Ledger: s.ledger, Cache: s.cache,
+		Prefetch: s.cfg.Cache.Prefetch, KnownTags: s.store.TagNames,
+		Observe: func(r *http.Request, p proxy.Pull) {
+			line := front.LineOf(r)
+			line.Kind, line.Upstream, line.Repo, line.Tag = p.Kind.String(), p.Upstream, p.Repo, p.Tag
+			line.Digest, line.Source, line.Err = p.Digest.String(), p.Source, p.Err
+		},
+	})
+	tlsConfig, err := s.wireTLS(ctx)
+	if err != nil {
+		return err
+	}
+	s.registry = front.New(front.Options{
+		Addr: s.cfg.Registry.Listen, Handler: handler, TLS: tlsConfig, Log: s.log,
+		Access: func(l *front.Line) {
+			metrics.Request(l.Kind, l.Upstream, l.Source, l.Status, l.Bytes, l.Dur)
+			l.Log(&s.log)
+		},
+	})
+	return s.registry.Listen()
+}
+
+func (s *server) wireTLS(ctx context.Context) (*tls.Config, error) {
+	t := s.cfg.Registry.TLS
+	switch t.Mode {
+	case config.TLSFiles:
+		return front.Files(t.CertFile, t.KeyFile, s.log)
+	case config.TLSInternal:
+		internal, err := front.NewInternal(s.data.file("tls"), t.Hosts, s.log)
+		if err != nil {
+			return nil, err
+		}
+		cfg, err := internal.Start(ctx)
+		if err != nil {
+			return nil, err
+		}
+		s.internal = internal
+		return cfg, nil
+	}
+	return nil, nil
+}
+
+func (s *server) wireAdmin(upstreams map[string]*upstream.Upstream, metrics *admin.Metrics, origin string) error {
+	status := func() []admin.UpstreamStatus { return upstreamStatus(upstreams) }
+	metrics.Watch(admin.Sources{Cache: s.cache.Stats, Upstreams: status, Tree: s.store.Tree, UnsignedSince: s.signer.UnsignedSince})
+	o := admin.Options{
+		Version: version(), Started: time.Now(), Origin: origin, Token: string(s.cfg.Admin.Token),
+		Cache: s.cache, Views: s.store, Entries: s.store, Signer: s.signer, Metrics: metrics,
+		Upstreams: status, Warnings: s.warnings,
+	}
+	if s.internal != nil {
+		var err error
+		if o.CA, err = os.ReadFile(s.internal.CAFile()); err != nil {
+			return err
+		}
+	}
+	s.admin = front.New(front.Options{Addr: s.cfg.Admin.Listen, Handler: admin.New(o), Log: s.log, Drain: time.Second})
+	return s.admin.Listen()
+}
+
+func upstreamStatus(upstreams map[string]*upstream.Upstream) []admin.UpstreamStatus {
+	var out []admin.UpstreamStatus
+	for name, u := range upstreams {
+		h := u.Health()
+		st := admin.UpstreamStatus{Name: name, Healthy: h.Healthy, LastError: h.LastError}
+		if h.RateLimitRemaining >= 0 {
+			st.RateLimitRemaining = &h.RateLimitRemaining
+		}
+		out = append(out, st)
+	}
+	slices.SortFunc(out, func(a, b admin.UpstreamStatus) int {
+		return map[bool]int{true: -1, false: 1}[a.Name < b.Name]
+	})
+	return out
+}
+
+// warnings are what a person should look at although images are served.
+func (s *server) warnings() []string {
+	var out []string
+	if err := s.signer.Err(); err != nil {
+		out = append(out, "the log is not signed: "+err.Error())
+	}
+	if err := s.ledger.Unwritable(); err != nil {
+		out = append(out, "the ledger could not be written: tags keep the digest recorded last, new tags are refused: "+err.Error())
+	}
+	if total, free, err := disk.Space(s.data.path); err != nil {
+		out = append(out, "free space is unknown: "+err.Error())
+	} else if free < s.cfg.Cache.MinFree.Of(total) {
+		out = append(out, fmt.Sprintf("the disk is full: %d MiB free, cache.min_free is %s; what does not fit is served without being kept", free>>20, s.cfg.Cache.MinFree))
+	}
+	return out
+}
+
+// Close lets go of everything that wire took.
+func (s *server) Close() error {
+	var err error
+	if s.internal != nil {
+		s.internal.Stop()
+	}
+	if s.store != nil {
+		err = s.store.Close()
+	}
+	if s.data != nil {
+		err = errors.Join(err, s.data.Close())
+	}
+	return err
+}

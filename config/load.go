@@ -1,0 +1,302 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"regexp"
+	"sort"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/printer"
+	"github.com/goccy/go-yaml/token"
+)
+
+// An Error is one thing that is wrong with a configuration.
+type Error struct {
+	Path    string // of the key, such as upstreams[docker.io].endpoints[0]
+	Line    int    // 0 when the key does not stand in the file
+	Message string
+	Excerpt string // of the file, with the place marked
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	if e.Line > 0 {
+		fmt.Fprintf(&b, "line %d: ", e.Line)
+	}
+	if e.Path != "" {
+		fmt.Fprintf(&b, "%s: ", e.Path)
+	}
+	b.WriteString(e.Message)
+	if e.Excerpt != "" {
+		b.WriteString("\n" + e.Excerpt)
+	}
+	return b.String()
+}
+
+// Errors is everything that is wrong, in the order of the file.
+type Errors []*Error
+
+func (es Errors) Error() string {
+	lines := make([]string, len(es))
+	for i, e := range es {
+		lines[i] = e.Error()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Load reads, completes and validates the configuration in the file path; ""
+// is the empty configuration. What flags say goes into override, which is
+// called before validation. The error is an Errors if the file can be read.
+func Load(path string, override func(*Config)) (*Config, error) {
+	var data []byte
+	if path != "" {
+		var err error
+		if data, err = os.ReadFile(path); err != nil {
+			return nil, fmt.Errorf("read configuration: %w", err)
+		}
+	}
+	return Parse(data, override)
+}
+
+// Parse is Load of a file's content.
+func Parse(data []byte, override func(*Config)) (*Config, error) {
+	c := Default()
+	d := &decoder{tokens: make(map[string]*token.Token)}
+	file, err := parser.ParseBytes(data, 0)
+	if err != nil {
+		return nil, Errors{{Message: conceal(strings.TrimSpace(yaml.FormatError(err, false, true)))}}
+	}
+	for i, doc := range file.Docs {
+		switch {
+		case doc.Body == nil:
+		case i > 0:
+			d.fail("", doc.Body.GetToken(), "a configuration is one document")
+		default:
+			d.decode(doc.Body, reflect.ValueOf(c).Elem(), "")
+		}
+	}
+	if c.Upstreams == nil {
+		c.Upstreams = wellKnown()
+	}
+	for name, u := range c.Upstreams {
+		if u == nil { // "quay.io:" and nothing below it
+			c.Upstreams[name] = &Upstream{}
+		}
+	}
+	if override != nil {
+		override(c)
+	}
+	// What did not decode has its default here: errors about it would mislead.
+	if len(d.errs) == 0 {
+		c.validate(d)
+	}
+	if len(d.errs) > 0 {
+		sort.SliceStable(d.errs, func(i, j int) bool { return d.errs[i].Line < d.errs[j].Line })
+		return nil, d.errs
+	}
+	return c, nil
+}
+
+// A decoder fills the configuration from the file's syntax tree. It goes on
+// after an error, so that all of them can be told at once.
+type decoder struct {
+	errs   Errors
+	tokens map[string]*token.Token // where each path stands
+}
+
+// fail records an error at a path, whose place in the file is tok, or is looked
+// up when tok is nil.
+func (d *decoder) fail(path string, tok *token.Token, format string, args ...any) {
+	if tok == nil {
+		tok = d.tokens[path]
+	}
+	e := &Error{Path: path, Message: fmt.Sprintf(format, args...)}
+	if tok != nil {
+		e.Line = tok.Position.Line
+		var p printer.Printer
+		e.Excerpt = conceal(strings.TrimRight(p.PrintErrorToken(tok, false), "\n"))
+	}
+	d.errs = append(d.errs, e)
+}
+
+var (
+	secretValue = regexp.MustCompile(`(?m)((?:password|secret|token)["']?:[ \t]*)[^ \t\n].*$`)
+	urlUser     = regexp.MustCompile(`://[^/@\s]*@`)
+)
+
+// conceal takes out of an excerpt what may be a secret in the wrong place: an
+// excerpt shows the lines around the error too.
+func conceal(excerpt string) string {
+	return urlUser.ReplaceAllString(secretValue.ReplaceAllString(excerpt, "${1}(concealed)"), "://…@")
+}
+
+// scalar is a value that is written as one text.
+type scalar interface{ parse(string) error }
+
+func (d *decoder) decode(n ast.Node, v reflect.Value, path string) {
+	d.tokens[path] = n.GetToken()
+	if _, null := n.(*ast.NullNode); null {
+		return // "key:" and nothing: the default
+	}
+	if s, ok := v.Addr().Interface().(scalar); ok {
+		if text, ok := d.text(n, path, false); ok {
+			if err := s.parse(text); err != nil {
+				d.fail(path, n.GetToken(), "%v", err)
+			}
+		}
+		return
+	}
+	switch v.Kind() {
+	case reflect.Struct:
+		d.eachKey(n, path, func(key string, keyToken *token.Token, value ast.Node) {
+			f, ok := fieldOf(v, key)
+			if !ok {
+				d.fail(join(path, key), keyToken, "unknown key; known here: %s", strings.Join(keysOf(v.Type()), ", "))
+				return
+			}
+			d.decode(value, f, join(path, key))
+		})
+	case reflect.Map:
+		m := reflect.MakeMap(v.Type())
+		d.eachKey(n, path, func(key string, _ *token.Token, value ast.Node) {
+			e := reflect.New(v.Type().Elem().Elem())
+			d.decode(value, e.Elem(), path+"["+key+"]")
+			m.SetMapIndex(reflect.ValueOf(key), e)
+		})
+		v.Set(m)
+	case reflect.Slice:
+		seq, ok := n.(*ast.SequenceNode)
+		if !ok {
+			d.fail(path, n.GetToken(), "want a list")
+			return
+		}
+		s := reflect.MakeSlice(v.Type(), len(seq.Values), len(seq.Values))
+		for i, e := range seq.Values {
+			d.decode(e, s.Index(i), fmt.Sprintf("%s[%d]", path, i))
+		}
+		v.Set(s)
+	case reflect.Bool:
+		b, ok := n.(*ast.BoolNode)
+		if !ok {
+			d.fail(path, n.GetToken(), "want true or false")
+			return
+		}
+		v.SetBool(b.Value)
+	case reflect.String:
+		if text, ok := d.text(n, path, v.Type() == reflect.TypeFor[Secret]()); ok {
+			v.SetString(text)
+		}
+	default:
+		panic("config: no decoder for " + v.Type().String())
+	}
+}
+
+func join(path, key string) string {
+	if path == "" {
+		return key
+	}
+	return path + "." + key
+}
+
+// eachKey calls f for the keys of a mapping, and refuses one that stands twice.
+func (d *decoder) eachKey(n ast.Node, path string, f func(key string, tok *token.Token, value ast.Node)) {
+	var values []*ast.MappingValueNode
+	switch m := n.(type) {
+	case *ast.MappingNode:
+		values = m.Values
+	case *ast.MappingValueNode:
+		values = []*ast.MappingValueNode{m}
+	default:
+		d.fail(path, n.GetToken(), "want keys and values")
+		return
+	}
+	seen := make(map[string]bool)
+	for _, kv := range values {
+		tok := kv.Key.GetToken()
+		key := tok.Value
+		if seen[key] {
+			d.fail(join(path, key), tok, "the key stands here twice")
+			continue
+		}
+		seen[key] = true
+		f(key, tok, kv.Value)
+	}
+}
+
+var variable = regexp.MustCompile(`\$\{([A-Za-z_][A-Za-z0-9_]*)\}`)
+
+// text reads a scalar and puts in the variables of the environment. A secret
+// must be one: what stands in the file is read by whoever reads the file.
+func (d *decoder) text(n ast.Node, path string, secret bool) (string, bool) {
+	var text string
+	switch s := n.(type) {
+	case *ast.LiteralNode:
+		text = s.Value.Value
+	case ast.ScalarNode:
+		text = s.GetToken().Value
+	default:
+		d.fail(path, n.GetToken(), "want a single value")
+		return "", false
+	}
+	if secret && variable.ReplaceAllString(text, "") != "" {
+		// Without an excerpt: it would show the secret.
+		d.errs = append(d.errs, &Error{Path: path, Line: n.GetToken().Position.Line, Message: "a secret does not belong into this file: use ${VARIABLE}, or the key with _file"})
+		return "", false
+	}
+	ok := true
+	text = variable.ReplaceAllStringFunc(text, func(v string) string {
+		value, set := os.LookupEnv(v[2 : len(v)-1])
+		if !set {
+			d.fail(path, n.GetToken(), "%s is not set in the environment", v)
+			ok = false
+		}
+		return value
+	})
+	return text, ok
+}
+
+func fieldOf(v reflect.Value, key string) (reflect.Value, bool) {
+	for i := range v.NumField() {
+		if yamlKey(v.Type().Field(i)) == key {
+			return v.Field(i), true
+		}
+	}
+	return reflect.Value{}, false
+}
+
+func keysOf(t reflect.Type) []string {
+	var keys []string
+	for i := range t.NumField() {
+		if k := yamlKey(t.Field(i)); k != "" {
+			keys = append(keys, k)
+		}
+	}
+	return keys
+}
+
+// yamlKey is the key of a field, "" if it has none.
+func yamlKey(f reflect.StructField) string {
+	if k := f.Tag.Get("yaml"); k != "-" {
+		return k
+	}
+	return ""
+}
+
+// readSecret reads the file of a *_file key.
+func readSecret(path string) (Secret, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	s := strings.TrimRight(string(data), "\r\n")
+	if s == "" {
+		return "", errors.New("the file is empty")
+	}
+	return Secret(s), nil
+}

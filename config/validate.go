@@ -1,0 +1,213 @@
+package config
+
+import (
+	"crypto/x509"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// validate checks what each value says, and what they say together. It reads
+// the files of secrets, dials nothing and writes nothing.
+func (c *Config) validate(d *decoder) {
+	if c.Data == "" {
+		d.fail("data", nil, "want a folder")
+	}
+	c.validateRegistry(d)
+	c.validateAdmin(d)
+	for _, name := range sortedKeys(c.Upstreams) {
+		c.validateUpstream(d, name, c.Upstreams[name])
+	}
+	if c.Upstreams[c.DefaultUpstream] == nil {
+		d.fail("default_upstream", nil, "%q is not one of upstreams: %s", c.DefaultUpstream, strings.Join(sortedKeys(c.Upstreams), ", "))
+	}
+	c.validateHosts(d)
+	if c.Tags.Refresh != RefreshBlocking && c.Tags.Refresh != RefreshBackground {
+		d.fail("tags.refresh", nil, "%q is neither %s nor %s", c.Tags.Refresh, RefreshBlocking, RefreshBackground)
+	}
+	if c.Cache.MaxBytes.Percent == 0 && c.Cache.MaxBytes.Bytes == 0 {
+		d.fail("cache.max_bytes", nil, "a cache of no size keeps nothing")
+	}
+	if c.Cache.MinFree.Percent == 100 {
+		d.fail("cache.min_free", nil, "a cache that leaves everything free keeps nothing")
+	}
+	if o := c.Audit.Origin; o != "" && !originGrammar.MatchString(o) {
+		d.fail("audit.origin", nil, "%q is not a name such as tidemark.example/prod: no spaces, no +", o)
+	}
+}
+
+// originGrammar is what c2sp.org/signed-note allows for the name of a key.
+var originGrammar = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/:-]{0,200}$`)
+
+func sortedKeys(m map[string]*Upstream) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func (c *Config) validateRegistry(d *decoder) {
+	local := c.validateListen(d, "registry.listen", c.Registry.Listen)
+	t := &c.Registry.TLS
+	switch t.Mode {
+	case TLSNone:
+		if !local && !t.Insecure {
+			d.fail("registry.tls.mode", nil, "none is for loopback: %s can be reached from elsewhere; use files or internal, or set registry.tls.insecure", c.Registry.Listen)
+		}
+	case TLSFiles:
+		for _, f := range []struct{ key, path string }{{"cert_file", t.CertFile}, {"key_file", t.KeyFile}} {
+			if f.path == "" {
+				d.fail("registry.tls."+f.key, nil, "mode files needs it")
+			} else if _, err := os.Stat(f.path); err != nil {
+				d.fail("registry.tls."+f.key, nil, "%v", err)
+			}
+		}
+	case TLSInternal:
+		if len(t.Hosts) == 0 && local {
+			host, _, _ := net.SplitHostPort(c.Registry.Listen)
+			t.Hosts = []string{"localhost"}
+			if host != "localhost" {
+				t.Hosts = append(t.Hosts, host)
+			}
+		}
+		if len(t.Hosts) == 0 {
+			d.fail("registry.tls.hosts", nil, "mode internal needs the names or addresses by which clients reach this server")
+		}
+	default:
+		d.fail("registry.tls.mode", nil, "%q is not one of %s, %s, %s", t.Mode, TLSNone, TLSFiles, TLSInternal)
+	}
+	for _, unused := range []struct {
+		key  string
+		set  bool
+		mode string
+	}{{"cert_file", t.CertFile != "", TLSFiles}, {"key_file", t.KeyFile != "", TLSFiles}, {"hosts", len(t.Hosts) > 0, TLSInternal}} {
+		if unused.set && t.Mode != unused.mode {
+			d.fail("registry.tls."+unused.key, nil, "is for mode %s, not %s", unused.mode, t.Mode)
+		}
+	}
+}
+
+func (c *Config) validateAdmin(d *decoder) {
+	local := c.validateListen(d, "admin.listen", c.Admin.Listen)
+	if c.Admin.TokenFile == "" {
+		if !local {
+			d.fail("admin.token_file", nil, "%s can be reached from elsewhere: a token is required", c.Admin.Listen)
+		}
+		return
+	}
+	var err error
+	if c.Admin.Token, err = readSecret(c.Admin.TokenFile); err != nil {
+		d.fail("admin.token_file", nil, "%v", err)
+	}
+}
+
+// validateListen checks an address and tells whether it is loopback.
+func (c *Config) validateListen(d *decoder, path, addr string) bool {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || port == "" {
+		d.fail(path, nil, "%q is not an address such as 127.0.0.1:5050", addr)
+		return true
+	}
+	return isLoopback(host)
+}
+
+func isLoopback(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && a.IsLoopback()
+}
+
+// hostGrammar is a host name as a request has it, with an optional port.
+var hostGrammar = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?$`)
+
+func (c *Config) validateUpstream(d *decoder, name string, u *Upstream) {
+	path := "upstreams[" + name + "]"
+	if !hostGrammar.MatchString(name) {
+		d.fail(path, nil, "a name is a host such as ghcr.io, in lower case")
+	}
+	if len(u.Endpoints) == 0 {
+		u.Endpoints = []string{"https://" + name}
+	}
+	for i, e := range u.Endpoints {
+		epath := path + ".endpoints[" + itoa(i) + "]"
+		v, err := url.Parse(e)
+		switch {
+		case err != nil || v.Host == "":
+			d.fail(epath, nil, "%q is not an address such as https://registry.example", redactURL(e))
+		case v.Scheme != "http" && v.Scheme != "https":
+			d.fail(epath, nil, "scheme %q is not http or https", v.Scheme)
+		case v.User != nil:
+			d.failQuietly(epath, "credentials do not belong into an address: use username and password_file")
+		case v.RawQuery != "" || v.Fragment != "":
+			d.fail(epath, nil, "an address has no query and no fragment")
+		}
+	}
+	for i, h := range u.Hosts {
+		if !hostGrammar.MatchString(strings.ToLower(h)) {
+			d.fail(path+".hosts["+itoa(i)+"]", nil, "%q is not a host name", h)
+		}
+	}
+	if u.PasswordFile != "" {
+		if u.Password != "" {
+			d.fail(path+".password_file", nil, "password is set too")
+		}
+		var err error
+		if u.Password, err = readSecret(u.PasswordFile); err != nil {
+			d.fail(path+".password_file", nil, "%v", err)
+		}
+	}
+	if (u.Username == "") != (u.Password == "") {
+		d.fail(path+".username", nil, "username and password go together")
+	}
+	if u.Username != "" && !u.Shared && c.Registry.Listen != "" {
+		if host, _, err := net.SplitHostPort(c.Registry.Listen); err == nil && !isLoopback(host) {
+			d.fail(path, nil, "its credentials would let every client that reaches %s have private content; set shared: true if that is meant", c.Registry.Listen)
+		}
+	}
+	if u.CAFile != "" {
+		if pem, err := os.ReadFile(u.CAFile); err != nil {
+			d.fail(path+".ca_file", nil, "%v", err)
+		} else if !x509.NewCertPool().AppendCertsFromPEM(pem) {
+			d.fail(path+".ca_file", nil, "%s holds no PEM certificate", u.CAFile)
+		}
+	}
+}
+
+// validateHosts refuses a request host that would mean two upstreams.
+func (c *Config) validateHosts(d *decoder) {
+	owner := make(map[string]string)
+	for name := range c.Upstreams {
+		owner[name] = name
+	}
+	for _, name := range sortedKeys(c.Upstreams) {
+		for i, h := range c.Upstreams[name].Hosts {
+			h = strings.ToLower(h)
+			if other := owner[h]; other != "" && other != name {
+				d.fail("upstreams["+name+"].hosts["+itoa(i)+"]", nil, "%s means %s already", h, other)
+			}
+			owner[h] = name
+		}
+	}
+}
+
+// failQuietly is fail without an excerpt, for lines that hold a secret.
+func (d *decoder) failQuietly(path, message string) {
+	e := &Error{Path: path, Message: message}
+	if tok := d.tokens[path]; tok != nil {
+		e.Line = tok.Position.Line
+	}
+	d.errs = append(d.errs, e)
+}
+
+// redactURL takes the user off something that may not even be a URL.
+func redactURL(s string) string {
+	if i := strings.LastIndexByte(s, '@'); i >= 0 {
+		return "…" + s[i:]
+	}
+	return s
+}

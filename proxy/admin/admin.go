@@ -1,0 +1,195 @@
+// Package admin is what operators and their scripts see: health, metrics, the
+// JSON API, and the log in the form in which anyone can check it.
+package admin
+
+import (
+	"context"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"tidemark/audit"
+	"tidemark/cache"
+)
+
+// Views reads what the ledger has recorded.
+type Views interface {
+	// Tags and Events return what the query selects, in its order.
+	Tags(context.Context, audit.TagQuery) ([]audit.Tag, error)
+	Events(context.Context, audit.EventQuery) ([]audit.Entry, error)
+}
+
+// Entries reads the log as it was sealed.
+type Entries interface {
+	// Leaves returns n leaves from start on, or fs.ErrNotExist.
+	Leaves(ctx context.Context, start, n int64) ([][]byte, error)
+	// Tree returns the committed tree, which may be ahead of the signed one.
+	Tree(context.Context) (tlog.Tree, error)
+	tlog.HashReader
+}
+
+// Options configure a Handler. All but Token is required.
+type Options struct {
+	Version string
+	Started time.Time
+	Origin  string // name of the log
+	Token   string // "" lets everyone in: only on loopback
+	Cache   *cache.Cache
+	Views   Views
+	Entries Entries
+	Signer  *audit.Signer
+	Metrics *Metrics
+
+	// Upstreams tells how the upstreams are doing, Warnings what a person should
+	// look at although images are served.
+	Upstreams func() []UpstreamStatus
+	Warnings  func() []string
+
+	// CA is the certificate of the internal CA, nil without one.
+	CA []byte
+}
+
+// A Handler answers on the admin address.
+type Handler struct {
+	o   Options
+	mux *http.ServeMux
+}
+
+// New returns the handler that o describes.
+func New(o Options) *Handler {
+	h := &Handler{o: o, mux: http.NewServeMux()}
+	h.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, map[string]bool{"alive": true})
+	})
+	h.mux.HandleFunc("GET /readyz", h.ready)
+	h.mux.Handle("GET /metrics", o.Metrics.handler())
+	h.mux.HandleFunc("GET /{$}", h.index)
+	h.mux.HandleFunc("GET /ca/internal.crt", h.internalCA)
+	h.mux.HandleFunc("GET /log/checkpoint", h.checkpoint)
+	h.mux.HandleFunc("GET /log/vkey", h.vkey)
+	h.mux.HandleFunc("GET /log/proof/{index}", h.proof)
+	h.mux.HandleFunc("GET /log/tile/", h.tile)
+	h.mux.HandleFunc("GET /api/v1/status", api(h.status))
+	h.mux.HandleFunc("GET /api/v1/tags", api(h.tags, "match", "moved_since", "after", "limit"))
+	h.mux.HandleFunc("GET /api/v1/events", api(h.events, "ref", "type", "since", "until", "after", "limit", "order"))
+	h.mux.HandleFunc("GET /api/v1/events/{index}", api(h.event))
+	h.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		writeError(w, &Error{http.StatusNotFound, "not_found", fmt.Sprintf("%s %.200q is not known here", r.Method, r.URL.Path)})
+	})
+	return h
+}
+
+// ServeHTTP lets through who may, and then routes.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if h.o.Token != "" && !public(r.URL.Path) {
+		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		if !ok || subtle.ConstantTimeCompare([]byte(token), []byte(h.o.Token)) != 1 {
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			writeError(w, &Error{http.StatusUnauthorized, "unauthorized", "this needs the admin token as Authorization: Bearer; the client commands take it from TIDEMARK_TOKEN"})
+			return
+		}
+	}
+	h.mux.ServeHTTP(w, r)
+}
+
+// public tells the paths that need no token: health, and what proves the log.
+func public(path string) bool {
+	return path == "/healthz" || path == "/readyz" || strings.HasPrefix(path, "/log/") || strings.HasPrefix(path, "/ca/")
+}
+
+// An Error is an answer that refuses a call.
+type Error struct {
+	Status  int    `json:"-"`
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+func badRequest(format string, args ...any) *Error {
+	return &Error{http.StatusBadRequest, "bad_request", fmt.Sprintf(format, args...)}
+}
+
+// api makes a handler of a function that returns what is to be encoded. Query
+// parameters that it does not take are refused: a filter that is passed over
+// would answer another question than the one that was asked.
+func api(f func(*http.Request) (any, error), params ...string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		for p := range r.URL.Query() {
+			if !slices.Contains(params, p) {
+				writeError(w, badRequest("parameter %.100q is not known; this call takes: %s", p, strings.Join(params, ", ")))
+				return
+			}
+		}
+		v, err := f(r)
+		if err != nil {
+			writeError(w, err)
+			return
+		}
+		writeJSON(w, http.StatusOK, v)
+	}
+}
+
+func writeError(w http.ResponseWriter, err error) {
+	var e *Error
+	switch {
+	case errors.As(err, &e):
+	case errors.Is(err, fs.ErrNotExist):
+		e = &Error{http.StatusNotFound, "not_found", err.Error()}
+	default:
+		e = &Error{http.StatusInternalServerError, "internal", err.Error()}
+	}
+	writeJSON(w, e.Status, struct {
+		Error *Error `json:"error"`
+	}{e})
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		panic("admin: answer cannot be encoded: " + err.Error())
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)+1))
+	w.WriteHeader(status)
+	_, _ = w.Write(append(body, '\n')) // a client that is gone needs no error
+}
+
+// ready says yes as long as images can be served.
+func (h *Handler) ready(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusOK, struct {
+		Ready    bool     `json:"ready"`
+		Warnings []string `json:"warnings"`
+	}{true, nonNil(h.o.Warnings())})
+}
+
+func nonNil[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}
+
+func (h *Handler) index(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	fmt.Fprintf(w, "tidemark %s, log %s\n\n/api/v1/status\n/api/v1/tags\n/api/v1/events\n/metrics\n/readyz\n/log/checkpoint\n/log/vkey\n", h.o.Version, h.o.Origin)
+}
+
+func (h *Handler) internalCA(w http.ResponseWriter, _ *http.Request) {
+	if h.o.CA == nil {
+		writeError(w, &Error{http.StatusNotFound, "not_found", "registry.tls.mode is not internal: there is no CA"})
+		return
+	}
+	w.Header().Set("Content-Type", "application/x-pem-file")
+	_, _ = w.Write(h.o.CA)
+}

@@ -1,0 +1,249 @@
+package admin
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"tidemark/audit"
+)
+
+// Status is the answer of GET /api/v1/status.
+type Status struct {
+	Version   string           `json:"version"`
+	Started   time.Time        `json:"started"`
+	Cache     CacheStatus      `json:"cache"`
+	Log       LogStatus        `json:"log"`
+	Upstreams []UpstreamStatus `json:"upstreams"`
+	Fills     []FillStatus     `json:"fills"`
+	Warnings  []string         `json:"warnings"`
+}
+
+// CacheStatus tells how full the cache is and what it is good for.
+type CacheStatus struct {
+	Bytes      int64   `json:"bytes"`
+	Blobs      int64   `json:"blobs"`
+	Budget     int64   `json:"budget"`
+	HitRatio   float64 `json:"hit_ratio"`   // of all content asked for since the start
+	SavedBytes int64   `json:"saved_bytes"` // sent to clients and not fetched for them
+	Indexed    bool    `json:"indexed"`     // false while the index is built after a start
+}
+
+// LogStatus tells how far the log is, and how far it is signed.
+type LogStatus struct {
+	Origin     string     `json:"origin"`
+	Size       int64      `json:"size"`
+	Root       tlog.Hash  `json:"root"`
+	SignedSize int64      `json:"signed_size"`
+	SignedAt   *time.Time `json:"signed_at,omitempty"`
+}
+
+// UpstreamStatus tells what the last requests to an upstream said.
+type UpstreamStatus struct {
+	Name               string `json:"name"`
+	Healthy            bool   `json:"healthy"`
+	LastError          string `json:"last_error,omitempty"`
+	RateLimitRemaining *int64 `json:"ratelimit_remaining,omitempty"`
+}
+
+// FillStatus tells how far a download is. Size is -1 when not known.
+type FillStatus struct {
+	Digest  digest.Digest `json:"digest"`
+	Size    int64         `json:"size"`
+	Have    int64         `json:"have"`
+	Readers int           `json:"readers"`
+}
+
+func (h *Handler) status(r *http.Request) (any, error) {
+	tree, err := h.o.Entries.Tree(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	c, signed := h.o.Cache.Stats(), h.o.Signer.Last()
+	s := Status{
+		Version: h.o.Version, Started: h.o.Started.UTC(),
+		Cache:     CacheStatus{Bytes: c.Bytes, Blobs: c.Blobs, Budget: c.Budget, SavedBytes: c.SavedBytes, Indexed: c.Ready},
+		Log:       LogStatus{Origin: h.o.Origin, Size: tree.N, Root: tree.Hash, SignedSize: signed.Tree.N},
+		Upstreams: nonNil(h.o.Upstreams()),
+		Fills:     []FillStatus{},
+		Warnings:  nonNil(h.o.Warnings()),
+	}
+	if n := c.Hits + c.Misses; n > 0 {
+		s.Cache.HitRatio = float64(c.Hits) / float64(n)
+	}
+	if !signed.At.IsZero() {
+		s.Log.SignedAt = &signed.At
+	}
+	for _, f := range c.Fills {
+		s.Fills = append(s.Fills, FillStatus(f))
+	}
+	return s, nil
+}
+
+// TagList is the answer of GET /api/v1/tags.
+type TagList struct {
+	Tags []Tag  `json:"tags"`
+	Next string `json:"next,omitempty"`
+}
+
+// Tag is a ref and what it means.
+type Tag struct {
+	Ref           string        `json:"ref"`
+	Head          digest.Digest `json:"head"`
+	Served        digest.Digest `json:"served"`
+	HeadSince     time.Time     `json:"head_since"`
+	LastConfirmed time.Time     `json:"last_confirmed"`
+	Mode          string        `json:"mode"`
+	Index         int64         `json:"index"` // of the event by which served is served
+}
+
+// How many items a list has if it is not said, and at most.
+const (
+	defaultLimit = 100
+	maxLimit     = 1000
+)
+
+func limit(q url.Values) (int, error) {
+	s := q.Get("limit")
+	if s == "" {
+		return defaultLimit, nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > maxLimit {
+		return 0, badRequest("limit %.20q is not a number from 1 to %d", s, maxLimit)
+	}
+	return n, nil
+}
+
+func instant(q url.Values, key string) (time.Time, error) {
+	s := q.Get(key)
+	if s == "" {
+		return time.Time{}, nil
+	}
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return time.Time{}, badRequest("%s %.50q is not a time such as 2026-07-01T12:00:00Z", key, s)
+	}
+	return t, nil
+}
+
+func (h *Handler) tags(r *http.Request) (any, error) {
+	q := r.URL.Query()
+	var query audit.TagQuery
+	n, err := limit(q)
+	if err != nil {
+		return nil, err
+	}
+	if m := q.Get("match"); m != "" {
+		if query.Match, err = audit.ParseGlob(m); err != nil {
+			return nil, badRequest("match: %v", err)
+		}
+	}
+	if query.MovedSince, err = instant(q, "moved_since"); err != nil {
+		return nil, err
+	}
+	if a := q.Get("after"); a != "" {
+		if query.After, err = audit.ParseRef(a); err != nil {
+			return nil, badRequest("after: %v", err)
+		}
+	}
+	query.Limit = n + 1 // one more tells whether there is a next page
+	tags, err := h.o.Views.Tags(r.Context(), query)
+	if err != nil {
+		return nil, err
+	}
+	list := TagList{Tags: []Tag{}}
+	for _, t := range tags {
+		if len(list.Tags) == n {
+			list.Next = list.Tags[n-1].Ref
+			break
+		}
+		list.Tags = append(list.Tags, Tag{
+			Ref: t.Ref.String(), Head: t.State.Head, Served: t.State.Served, HeadSince: t.State.HeadSince,
+			LastConfirmed: t.State.LastConfirmed, Mode: "observe", Index: t.State.Index,
+		})
+	}
+	return list, nil
+}
+
+// EventList is the answer of GET /api/v1/events.
+type EventList struct {
+	Events []Event `json:"events"`
+	Next   *int64  `json:"next,omitempty"`
+}
+
+// Event is an entry of the log. Leaf holds the stored bytes verbatim.
+type Event struct {
+	Index int64           `json:"index"`
+	Leaf  json.RawMessage `json:"leaf"`
+}
+
+func (h *Handler) events(r *http.Request) (any, error) {
+	q := r.URL.Query()
+	query := audit.EventQuery{Type: audit.Type(q.Get("type"))}
+	n, err := limit(q)
+	if err != nil {
+		return nil, err
+	}
+	if s := q.Get("ref"); s != "" {
+		ref, err := audit.ParseRef(s)
+		if err != nil {
+			return nil, badRequest("ref: %v", err)
+		}
+		query.Ref = &ref
+	}
+	if query.Type != "" && !query.Type.Known() {
+		return nil, badRequest("type %.50q is not an event type", query.Type)
+	}
+	if query.Since, err = instant(q, "since"); err != nil {
+		return nil, err
+	}
+	if query.Until, err = instant(q, "until"); err != nil {
+		return nil, err
+	}
+	if s := q.Get("after"); s != "" {
+		a, err := strconv.ParseInt(s, 10, 64)
+		if err != nil {
+			return nil, badRequest("after %.50q is not an index", s)
+		}
+		query.After = &a
+	}
+	switch q.Get("order") {
+	case "", "asc":
+	case "desc":
+		query.Descending = true
+	default:
+		return nil, badRequest("order %.50q is neither asc nor desc", q.Get("order"))
+	}
+	query.Limit = n + 1
+	entries, err := h.o.Views.Events(r.Context(), query)
+	if err != nil {
+		return nil, err
+	}
+	list := EventList{Events: []Event{}}
+	for _, e := range entries {
+		if len(list.Events) == n {
+			list.Next = &list.Events[n-1].Index
+			break
+		}
+		list.Events = append(list.Events, Event{e.Index, e.Leaf})
+	}
+	return list, nil
+}
+
+func (h *Handler) event(r *http.Request) (any, error) {
+	index, err := strconv.ParseInt(r.PathValue("index"), 10, 64)
+	if err != nil || index < 0 {
+		return nil, badRequest("index %.50q is not the index of an entry", r.PathValue("index"))
+	}
+	leaves, err := h.o.Entries.Leaves(r.Context(), index, 1)
+	if err != nil {
+		return nil, err
+	}
+	return Event{index, leaves[0]}, nil
+}

@@ -1,0 +1,167 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/opencontainers/go-digest"
+
+	"tidemark/audit"
+	"tidemark/cache"
+	"tidemark/proxy/oci"
+	"tidemark/proxy/route"
+	"tidemark/proxy/upstream"
+)
+
+// A repository is one repository of one upstream, as audit and cache fall back
+// on it.
+type repository struct {
+	route.Target
+	upstream *upstream.Upstream
+	cache    *cache.Cache
+}
+
+func (r repository) ref(tag string) audit.Ref {
+	return audit.Ref{Upstream: r.Upstream, Repository: r.Repository, Tag: tag}
+}
+
+// ask finds out what tag means upstream. A tag that is known is asked about
+// with HEAD, which rate limits do not count, and a digest that is not known is
+// fetched before it is believed. A tag never seen is asked for with a GET at
+// once: its manifest is needed anyway.
+func (r repository) ask(tag string) audit.Ask {
+	return func(ctx context.Context, known audit.State) (audit.Observation, error) {
+		if !known.Known() {
+			return r.get(ctx, tag, []string{http.MethodGet})
+		}
+		claim, err := r.upstream.HeadManifest(ctx, r.Repository, tag)
+		if err != nil {
+			return audit.Observation{}, err
+		}
+		switch claim.Digest {
+		case "": // an old registry: only the bytes tell
+			return r.get(ctx, tag, []string{http.MethodHead, http.MethodGet})
+		case known.Head:
+			return observation(claim.Digest, known.HeadMediaType, known.HeadSize, false, http.MethodHead), nil
+		}
+		m, _, err := r.cache.Manifest(ctx, claim.Digest, r.manifest(claim.Digest))
+		if err != nil {
+			return audit.Observation{}, fmt.Errorf("the tag moved to %s, which cannot be had: %w", claim.Digest, err)
+		}
+		return observation(m.Digest, m.MediaType, int64(len(m.Body)), true, http.MethodHead, http.MethodGet), nil
+	}
+}
+
+// get asks with a GET by tag, and keeps the manifest under the digest of its
+// own bytes. A header that claims another digest makes the answer nonsense.
+func (r repository) get(ctx context.Context, tag string, via []string) (audit.Observation, error) {
+	m, err := r.upstream.GetManifest(ctx, r.Repository, tag)
+	if err != nil {
+		return audit.Observation{}, err
+	}
+	if err := r.check(m, tag); err != nil {
+		return audit.Observation{}, err
+	}
+	dgst := digest.FromBytes(m.Body)
+	if m.Digest != "" {
+		dgst = m.Digest.Algorithm().FromBytes(m.Body)
+	}
+	if m.Digest != "" && m.Digest != dgst {
+		return audit.Observation{}, r.nonsense(tag, fmt.Errorf("its header says %s, its bytes are %s", m.Digest, dgst))
+	}
+	kept, _, err := r.cache.Manifest(ctx, dgst, given{r.source(), m.Body})
+	if err != nil {
+		return audit.Observation{}, err
+	}
+	return observation(dgst, kept.MediaType, int64(len(m.Body)), true, via...), nil
+}
+
+func observation(dgst digest.Digest, mediaType string, size int64, verified bool, via ...string) audit.Observation {
+	return audit.Observation{
+		Digest: dgst, MediaType: mediaType, Size: size,
+		Evidence: audit.Evidence{Via: via, BodyVerified: verified, AcceptProfile: oci.AcceptProfile, Trigger: "pull"},
+	}
+}
+
+// check refuses bytes that are no manifest before anyone believes them.
+func (r repository) check(m upstream.Manifest, reference string) error {
+	if _, err := oci.Describe(m.Body); err != nil {
+		return r.nonsense(reference, err)
+	}
+	return nil
+}
+
+func (r repository) nonsense(reference string, err error) error {
+	return &upstream.Error{Upstream: r.Upstream, Op: "GET " + r.Repository + " " + reference, Nonsense: true, Err: err}
+}
+
+// source names where content comes from: what one client may have of a
+// repository, another may, so it is the repository.
+func (r repository) source() source { return source(r.Upstream + "/" + r.Repository) }
+
+type source string
+
+// Name implements cache.Source.
+func (s source) Name() string { return string(s) }
+
+// manifest is the source of a manifest by digest.
+func (r repository) manifest(dgst digest.Digest) cache.Source {
+	return manifestSource{r.source(), r, dgst}
+}
+
+type manifestSource struct {
+	source
+	repo repository
+	dgst digest.Digest
+}
+
+// Open implements cache.Source. Manifests are small: they always begin at 0.
+func (s manifestSource) Open(ctx context.Context, _, _ int64) (*cache.Content, error) {
+	m, err := s.repo.upstream.GetManifest(ctx, s.repo.Repository, s.dgst.String())
+	if err != nil {
+		return nil, err
+	}
+	if s.dgst.Algorithm().FromBytes(m.Body) == s.dgst { // else the fill says what is wrong
+		if err := s.repo.check(m, s.dgst.String()); err != nil {
+			return nil, err
+		}
+	}
+	return given{s.source, m.Body}.Open(ctx, 0, -1)
+}
+
+// given is content that has arrived already.
+type given struct {
+	source
+	body []byte
+}
+
+// Open implements cache.Source.
+func (g given) Open(context.Context, int64, int64) (*cache.Content, error) {
+	return &cache.Content{Body: io.NopCloser(bytes.NewReader(g.body)), Size: int64(len(g.body))}, nil
+}
+
+// blob is the source of a blob.
+func (r repository) blob(dgst digest.Digest) cache.Source { return blobSource{r.source(), r, dgst} }
+
+type blobSource struct {
+	source
+	repo repository
+	dgst digest.Digest
+}
+
+// Open implements cache.Source.
+func (s blobSource) Open(ctx context.Context, off, n int64) (*cache.Content, error) {
+	b, err := s.repo.upstream.GetBlob(ctx, s.repo.Repository, s.dgst, off, n)
+	var ue *upstream.Error
+	if errors.As(err, &ue) && ue.Status == http.StatusRequestedRangeNotSatisfiable {
+		return nil, fmt.Errorf("%w: %w", cache.ErrRange, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &cache.Content{Body: b.Body, Offset: b.Offset, Size: b.Size}, nil
+}

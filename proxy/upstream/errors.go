@@ -1,0 +1,109 @@
+package upstream
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// An Error is why an upstream gave nothing that can be used. It keeps apart
+// what upstream said (Status), what it sent instead of an answer (Nonsense),
+// and its silence (neither).
+type Error struct {
+	Upstream   string
+	Op         string        // method and path
+	Status     int           // of upstream's answer, 0 if there was none or it could not be believed
+	Message    string        // upstream's own words, shortened
+	RetryAfter time.Duration // as upstream asked for it with 429 or 503, 0 if it did not
+	Nonsense   bool          // upstream answered, but with something that no registry should send
+	Err        error         // the cause, when it is not upstream's status
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %s: ", e.Upstream, e.Op)
+	switch {
+	case e.Status != 0:
+		fmt.Fprintf(&b, "%d %s", e.Status, http.StatusText(e.Status))
+		if e.Message != "" {
+			fmt.Fprintf(&b, ": %s", e.Message)
+		}
+		if e.Err != nil {
+			fmt.Fprintf(&b, ": %v", e.Err)
+		}
+	case e.Err != nil:
+		b.WriteString(e.Err.Error())
+	default:
+		b.WriteString(e.Message)
+	}
+	return b.String()
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// Is makes upstream's 404 the fs.ErrNotExist that every room understands.
+func (e *Error) Is(target error) bool {
+	return target == fs.ErrNotExist && e.Status == http.StatusNotFound
+}
+
+// worthAnotherEndpoint tells trouble of one endpoint from an answer.
+func (e *Error) worthAnotherEndpoint() bool {
+	return !e.Nonsense && (e.Status == 0 || e.Status == http.StatusTooManyRequests || e.Status >= 500)
+}
+
+// errStalled is the cause of a body that stopped arriving.
+var errStalled = errors.New("upstream stopped sending")
+
+// nonsense reports an answer that cannot be believed.
+func (u *Upstream) nonsense(req *http.Request, err error) *Error {
+	return &Error{Upstream: u.name, Op: req.Method + " " + req.URL.Path, Nonsense: true, Err: err}
+}
+
+// maxErrorBody bounds what is read of an error's body in bytes.
+const maxErrorBody = 64 << 10
+
+// refusal reads a response that is neither 200 nor 206.
+func (u *Upstream) refusal(resp *http.Response, op string) *Error {
+	e := &Error{Upstream: u.name, Op: op, Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header.Get("Retry-After"))}
+	if resp.StatusCode < 400 {
+		e.Status, e.Nonsense, e.Err = 0, true, fmt.Errorf("unexpected status %s", resp.Status)
+		return e
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+	if err != nil {
+		return e // the status is what counts
+	}
+	var list struct {
+		Errors []struct{ Code, Message string } `json:"errors"`
+	}
+	if json.Unmarshal(body, &list) == nil && len(list.Errors) > 0 {
+		e.Message = strings.TrimSpace(list.Errors[0].Code + " " + list.Errors[0].Message)
+		if len(e.Message) > 300 {
+			e.Message = e.Message[:300] + "…"
+		}
+	}
+	return e
+}
+
+// maxRetryAfter bounds how long an upstream may silence us at once.
+const maxRetryAfter = time.Hour
+
+// retryAfter reads seconds or a date (RFC 9110, section 10.2.3).
+func retryAfter(s string) time.Duration {
+	if s == "" {
+		return 0
+	}
+	if n, err := strconv.Atoi(s); err == nil && n >= 0 {
+		return min(time.Duration(n)*time.Second, maxRetryAfter)
+	}
+	if t, err := http.ParseTime(s); err == nil {
+		return min(max(0, time.Until(t)), maxRetryAfter)
+	}
+	return 0
+}
