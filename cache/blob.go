@@ -76,6 +76,9 @@ func (b *Blob) Section(ctx context.Context, off, n int64) (io.WriterTo, error) {
 		return nil, fmt.Errorf("read %s: %w", b.Digest, errUncached)
 	}
 	file, err := b.fill.part.Open()
+	if err == nil && off > 0 {
+		_, err = file.Seek(off, io.SeekStart)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", b.Digest, err)
 	}
@@ -163,9 +166,6 @@ func (a *arriving) WriteTo(w io.Writer) (written int64, err error) {
 		}
 		if a.end >= 0 {
 			n = min(n, a.end-a.off)
-		}
-		if _, err := a.file.Seek(a.off, io.SeekStart); err != nil {
-			return written, fmt.Errorf("read %s: %w", a.b.Digest, err)
 		}
 		m, err := copyN(w, a.file, n)
 		a.off += m

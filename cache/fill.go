@@ -316,8 +316,8 @@ func (f *fill) stream(content *Content, n int64, sum hash.Hash) (int64, error) {
 }
 
 // buffers hold a chunk between network and disk. A fill that is behind gets
-// them full, and so costs few system calls.
-var buffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
+// them full, and so costs few system calls and wakes its readers seldom.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 1<<20); return &b }}
 
 // open lets those who wait for the source go on.
 func (f *fill) open(size int64) {

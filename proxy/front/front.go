@@ -157,11 +157,16 @@ func (s *Server) handle(next http.Handler) http.Handler {
 		began := time.Now()
 		line := &Line{Method: r.Method, Path: r.URL.Path, Client: r.RemoteAddr}
 		cw := &countingWriter{ResponseWriter: w}
+		aborted := true
 		defer func() {
+			if cw.status == 0 && !aborted {
+				cw.status = http.StatusOK // net/http says so for a handler that says nothing
+			}
 			line.Status, line.Bytes, line.Dur = cw.status, cw.bytes, time.Since(began)
 			s.access(line)
 		}()
 		next.ServeHTTP(cw, r.WithContext(context.WithValue(r.Context(), lineKey{}, line)))
+		aborted = false
 	})
 }
 
