@@ -26,14 +26,15 @@ type Blob struct {
 
 // Close lets go of the content. A fill goes on without us for a while.
 func (b *Blob) Close() error {
-	switch {
-	case b.file != nil:
-		return b.file.Close()
-	case b.fill != nil:
+	if b.fill != nil {
 		b.c.leave(b.fill)
-	case b.pass != nil:
+	}
+	if b.pass != nil {
 		b.ctx()
 		return b.pass.Body.Close()
+	}
+	if b.file != nil {
+		return b.file.Close()
 	}
 	return nil
 }
@@ -72,17 +73,37 @@ func (b *Blob) Section(ctx context.Context, off, n int64) (io.WriterTo, error) {
 		b.Outcome = Pass
 		return &distant{content, off, n}, nil
 	}
-	if b.fill.part == nil {
-		return nil, fmt.Errorf("read %s: %w", b.Digest, errUncached)
+	if b.Size == 0 {
+		// There is no last byte to hold back: all of it waits.
+		if _, err := b.fill.wait(ctx, 0); err != io.EOF && !errors.Is(err, errUncached) {
+			return nil, err
+		}
 	}
 	file, err := b.fill.part.Open()
-	if err == nil && off > 0 {
-		_, err = file.Seek(off, io.SeekStart)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", b.Digest, err)
+		return b.reopen(ctx, off, end, err)
+	}
+	if off > 0 {
+		if _, err := file.Seek(off, io.SeekStart); err != nil {
+			file.Close()
+			return nil, fmt.Errorf("read %s: %w", b.Digest, err)
+		}
 	}
 	return &arriving{ctx: ctx, b: b, file: file, off: off, end: end}, nil
+}
+
+// reopen is for a fill that ended, and whose file went, before this reader had
+// opened it: either it was wrong, or it was right and could not be stored.
+func (b *Blob) reopen(ctx context.Context, off, end int64, cause error) (io.WriterTo, error) {
+	if err := b.fill.end(); err != io.EOF {
+		return nil, errors.Join(err, cause)
+	}
+	p, err := b.c.pass(ctx, b.Digest, b.src)
+	if err != nil {
+		return nil, err
+	}
+	b.pass, b.ctx, b.Outcome = p.pass, p.ctx, Pass
+	return &passing{dgst: b.Digest, content: b.pass, sum: b.Digest.Algorithm().Hash(), off: off, end: end}, nil
 }
 
 // readAll returns the whole content, which must not be larger than limit.

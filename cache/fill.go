@@ -2,6 +2,8 @@ package cache
 
 import (
 	"context"
+	_ "crypto/sha256" // registered for go-digest
+	_ "crypto/sha512"
 	"errors"
 	"fmt"
 	"hash"
@@ -302,13 +304,14 @@ func (f *fill) stream(content *Content, n int64, sum hash.Hash) (int64, error) {
 				f.publish(n, nil, nil)
 			}
 		}
+		complete := n == f.size || f.size < 0 && rerr == io.EOF
 		switch {
-		case rerr == io.EOF && f.size >= 0 && n < f.size:
-			return n, fmt.Errorf("fill %s: %w", f.dgst, io.ErrUnexpectedEOF)
-		case rerr == io.EOF && digest.NewDigest(f.dgst.Algorithm(), sum) == f.dgst:
-			return n, nil
-		case rerr == io.EOF, f.size >= 0 && n > f.size:
+		case complete && digest.NewDigest(f.dgst.Algorithm(), sum) == f.dgst:
+			return n, nil // whatever the source still has to say
+		case complete, f.size >= 0 && n > f.size:
 			return n, fmt.Errorf("fill %s from %s: %w after %d bytes", f.dgst, f.src.Name(), ErrMismatch, n)
+		case rerr == io.EOF:
+			return n, fmt.Errorf("fill %s: %w", f.dgst, io.ErrUnexpectedEOF)
 		case rerr != nil:
 			return n, fmt.Errorf("fill %s: %w", f.dgst, rerr)
 		}
@@ -385,6 +388,13 @@ func (f *fill) wait(ctx context.Context, off int64) (n int64, err error) {
 			return 0, context.Cause(ctx)
 		}
 	}
+}
+
+// end is how the fill ended, nil while it runs.
+func (f *fill) end() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
 }
 
 // frontier is how many bytes may be read.
