@@ -31,6 +31,8 @@ type Signer struct {
 	logger zerolog.Logger
 	grown  chan struct{} // holds one wake-up
 
+	restored bool // what was signed last has been read; Run's own
+
 	mu     sync.Mutex
 	signed Signed
 	err    error     // why nothing is signed now
@@ -88,9 +90,6 @@ func (s *Signer) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	if err := s.restore(ctx); err != nil {
-		s.failed(err)
-	}
 	timer := time.NewTimer(0) // what grew before the last stop
 	defer timer.Stop()
 	for {
@@ -133,9 +132,11 @@ func (s *Signer) restore(ctx context.Context) error {
 		if err := s.contains(ctx, c.Tree); err != nil {
 			return err
 		}
+		s.mu.Lock()
 		if c.N >= s.signed.Tree.N {
 			s.signed = Signed{Note: note, Tree: c.Tree}
 		}
+		s.mu.Unlock()
 	}
 	return nil
 }
@@ -155,10 +156,18 @@ func (s *Signer) contains(ctx context.Context, old tlog.Tree) error {
 	return nil
 }
 
-// try signs if there is something to sign. After a rollback it no longer does.
+// try signs if there is something to sign. After a rollback it no longer does,
+// and never before what was signed last is known.
 func (s *Signer) try(ctx context.Context) {
 	if errors.Is(s.Err(), ErrRollback) {
 		return
+	}
+	if !s.restored {
+		if err := s.restore(ctx); err != nil {
+			s.failed(err)
+			return
+		}
+		s.restored = true
 	}
 	if err := s.sign(ctx); err != nil {
 		s.failed(err)
