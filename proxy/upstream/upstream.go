@@ -347,9 +347,9 @@ func (u *Upstream) answered(lastError string) {
 }
 
 // ask sends one request to one endpoint, and tells its breaker how it went.
-func (u *Upstream) ask(ctx context.Context, e *endpoint, method, path string, header http.Header) (*http.Response, error) {
+func (u *Upstream) ask(caller context.Context, e *endpoint, method, path string, header http.Header) (*http.Response, error) {
 	op := method + " " + path
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(caller)
 	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(e.url.String(), "/")+path, nil)
 	if err != nil {
 		cancel(nil)
@@ -370,7 +370,7 @@ func (u *Upstream) ask(ctx context.Context, e *endpoint, method, path string, he
 		}
 		u.observe(0)
 		ue := &Error{Upstream: u.name, Op: op, Err: unwrapURL(err)}
-		if ctx.Err() == nil {
+		if caller.Err() == nil { // who leaves says nothing about the endpoint
 			e.breaker.failed(ue)
 		}
 		return nil, ue
