@@ -93,9 +93,14 @@ func (b *Blob) Section(ctx context.Context, off, n int64) (io.WriterTo, error) {
 }
 
 // reopen is for a fill that ended, and whose file went, before this reader had
-// opened it: either it was wrong, or it was right and could not be stored.
+// opened it: either it was wrong, or there was no way to store it.
 func (b *Blob) reopen(ctx context.Context, off, end int64, cause error) (io.WriterTo, error) {
-	if err := b.fill.end(); err != io.EOF {
+	select {
+	case <-b.fill.done:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if err := b.fill.end(); err != io.EOF && !errors.Is(err, errUncached) {
 		return nil, errors.Join(err, cause)
 	}
 	p, err := b.c.pass(ctx, b.Digest, b.src)
@@ -174,7 +179,12 @@ func (a *arriving) WriteTo(w io.Writer) (written int64, err error) {
 			a.b.c.saved.Add(written)
 		}
 	}()
+	held := true // w may hold back the head of the answer, or bytes
 	for a.end < 0 || a.off < a.end {
+		if held && a.b.fill.frontier() <= a.off {
+			flush(w) // a client should have all there is before a wait
+			held = false
+		}
 		n, err := a.b.fill.wait(a.ctx, a.off)
 		switch {
 		case err == io.EOF:
@@ -194,15 +204,17 @@ func (a *arriving) WriteTo(w io.Writer) (written int64, err error) {
 		if err != nil {
 			return written, err
 		}
-		if a.b.Size < 0 {
-			flush(w)
-		}
+		held = a.b.Size < 0 || n < flushBelow
 	}
 	return written, nil
 }
 
+// flushBelow is the size of a piece, in bytes, that a writer may still hold
+// back: net/http keeps up to 4 KiB; larger pieces go past its buffers.
+const flushBelow = 8 << 10
+
 // flush sends what w holds back, so that a client sees the bytes of a slow
-// source as they come. Writers with a known length need no help.
+// source as they come.
 func flush(w io.Writer) {
 	if f, ok := w.(interface{ Flush() }); ok {
 		f.Flush()
