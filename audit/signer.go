@@ -207,7 +207,7 @@ func (s *Signer) signAfter(ctx context.Context, last Signed) error {
 	if err != nil {
 		return fmt.Errorf("read the log: %w", err)
 	}
-	if tree.N == last.Tree.N && len(last.Note) > 0 && s.now().Sub(last.At) < signAtAll {
+	if tree.N == 0 || tree.N == last.Tree.N && s.now().Sub(last.At) < signAtAll {
 		return nil
 	}
 	if err := s.contains(ctx, last.Tree); err != nil {

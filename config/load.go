@@ -22,6 +22,8 @@ type Error struct {
 	Line    int    // 0 when the key does not stand in the file
 	Message string
 	Excerpt string // of the file, with the place marked
+
+	unknown bool // about a key, not about a value
 }
 
 func (e *Error) Error() string {
@@ -92,10 +94,8 @@ func Parse(data []byte, override func(*Config)) (*Config, error) {
 	if override != nil {
 		override(c)
 	}
-	// What did not decode has its default here: errors about it would mislead.
-	if len(d.errs) == 0 {
-		c.validate(d)
-	}
+	d.spoil()
+	c.validate(d)
 	if len(d.errs) > 0 {
 		sort.SliceStable(d.errs, func(i, j int) bool { return d.errs[i].Line < d.errs[j].Line })
 		return nil, d.errs
@@ -108,11 +108,37 @@ func Parse(data []byte, override func(*Config)) (*Config, error) {
 type decoder struct {
 	errs   Errors
 	tokens map[string]*token.Token // where each path stands
+
+	// spoiled are paths that did not decode, and the paths they are part of.
+	// They have other values than was meant: to complain of them would mislead.
+	spoiled map[string]bool
+}
+
+// spoil ends the decoding: what is wrong from here on is wrong with good values.
+func (d *decoder) spoil() {
+	d.spoiled = make(map[string]bool)
+	for _, e := range d.errs {
+		if e.unknown {
+			continue
+		}
+		d.spoiled[e.Path] = true
+		if i := strings.LastIndexAny(e.Path, ".["); i > 0 {
+			d.spoiled[e.Path[:i]] = true
+		}
+	}
+}
+
+func (d *decoder) isSpoiled(path string) bool {
+	i := strings.LastIndexAny(path, ".[")
+	return d.spoiled[path] || i > 0 && d.spoiled[path[:i]]
 }
 
 // fail records an error at a path, whose place in the file is tok, or is looked
 // up when tok is nil.
 func (d *decoder) fail(path string, tok *token.Token, format string, args ...any) {
+	if d.isSpoiled(path) {
+		return
+	}
 	if tok == nil {
 		tok = d.tokens[path]
 	}
@@ -158,6 +184,7 @@ func (d *decoder) decode(n ast.Node, v reflect.Value, path string) {
 			f, ok := fieldOf(v, key)
 			if !ok {
 				d.fail(join(path, key), keyToken, "unknown key; known here: %s", strings.Join(keysOf(v.Type()), ", "))
+				d.errs[len(d.errs)-1].unknown = true
 				return
 			}
 			d.decode(value, f, join(path, key))

@@ -64,14 +64,14 @@ keeps which digest every tag meant, and when it moved.`,
 		Example: `  tidemark serve                        # with no configuration at all
   tidemark setup docker                 # what to write into Docker's configuration
   tidemark log nginx:1.27               # when it moved, and to what`,
+		Args:          cobra.NoArgs,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	root.AddCommand(newServe(), newCheck(), newSetup(), newTags(), newLog(), newShow(), newVerify(), newCache(), newVersion())
-	for _, c := range root.Commands() {
-		wrapArgs(c)
-	}
+	wrapArgs(root)
 	return root
 }
 

@@ -94,7 +94,7 @@ func (s *server) greet(w io.Writer) {
 	if err != nil {
 		data = s.data.path
 	}
-	u := s.registryURL()
+	u := registryURL(s.cfg, s.registry.Addr().String())
 	fmt.Fprintf(w, `tidemark %s
   registry  %s
   admin     http://%s
@@ -108,14 +108,6 @@ To have Docker pull through it, put these lines into /etc/docker/daemon.json and
 		fmt.Fprintf(w, "\nClients must trust the internal CA: %s\n", s.internal.CAFile())
 	}
 	fmt.Fprintln(w)
-}
-
-func (s *server) registryURL() string {
-	scheme := "https"
-	if s.cfg.Registry.TLS.Mode == config.TLSNone {
-		scheme = "http"
-	}
-	return scheme + "://" + s.registry.Addr().String()
 }
 
 // Run runs everything that lives long until ctx ends or something fails. The

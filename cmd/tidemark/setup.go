@@ -2,7 +2,10 @@ package main
 
 import (
 	"fmt"
+	"net"
+	"net/netip"
 	"net/url"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -42,10 +45,7 @@ are pulled as SERVER/ghcr.io/org/app.`,
 			return usage(fmt.Errorf("configuration %s:\n%w", configPath, err))
 		}
 		if registry == "" {
-			registry = "https://" + cfg.Registry.Listen
-			if cfg.Registry.TLS.Mode == config.TLSNone {
-				registry = "http://" + cfg.Registry.Listen
-			}
+			registry = registryURL(cfg, cfg.Registry.Listen)
 		}
 		u, err := url.Parse(registry)
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
@@ -80,4 +80,26 @@ Images of other registries are pulled through it by name:
 
   docker pull %s/ghcr.io/org/app:1.0
 `, u.Host)
+}
+
+// registryURL is where clients reach the registry that listens on addr. An
+// address that stands for all of a machine's is replaced by a name.
+func registryURL(cfg *config.Config, addr string) string {
+	scheme := "https://"
+	if cfg.Registry.TLS.Mode == config.TLSNone {
+		scheme = "http://"
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return scheme + addr
+	}
+	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
+		if host, err = os.Hostname(); err != nil {
+			host = "localhost"
+		}
+		if len(cfg.Registry.TLS.Hosts) > 0 {
+			host = cfg.Registry.TLS.Hosts[0]
+		}
+	}
+	return scheme + net.JoinHostPort(host, port)
 }

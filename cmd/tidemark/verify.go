@@ -1,15 +1,18 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"filippo.io/torchwood"
 	"github.com/spf13/cobra"
 	"golang.org/x/mod/sumdb/note"
 
 	"tidemark/audit"
+	"tidemark/proxy/admin"
 )
 
 func newVerify() *cobra.Command {
@@ -34,15 +37,20 @@ checkpoints that --save writes, somewhere else.`,
 	c.Flags().StringVar(&saveFile, "save", "", "file to save the checkpoint to if all is well")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		ctx := c.Context()
+		var since []byte
+		if sinceFile != "" {
+			var err error
+			if since, err = os.ReadFile(sinceFile); err != nil {
+				return usage(err)
+			}
+		}
 		verifier, err := cl.verifier(c, vkeyFile)
 		if err != nil {
 			return err
 		}
-		var since []byte
-		if sinceFile != "" {
-			if since, err = os.ReadFile(sinceFile); err != nil {
-				return usage(err)
-			}
+		unsigned, err := cl.awaitSigned(ctx)
+		if err != nil {
+			return err
 		}
 		checkpoint, err := cl.get(ctx, "/log/checkpoint", nil)
 		if err != nil {
@@ -62,6 +70,9 @@ checkpoints that --save writes, somewhere else.`,
 			}
 		} else {
 			printReport(c, report)
+			if unsigned > 0 {
+				fmt.Fprintf(c.OutOrStdout(), "  %d newer events are not signed yet and were not checked\n", unsigned)
+			}
 		}
 		if n := len(report.Problems); n > 0 {
 			return &exitError{exitWrong, fmt.Errorf("the ledger is not what it should be: %d problems", n)}
@@ -72,6 +83,31 @@ checkpoints that --save writes, somewhere else.`,
 		return nil
 	}
 	return c
+}
+
+// signWait is how long a verification waits for the last events to be signed,
+// which takes a server that is well about a second.
+const signWait = 3 * time.Second
+
+// awaitSigned waits until what is recorded by now is signed, and returns how
+// many events are not. A server that does not tell is taken at its checkpoint.
+func (cl *client) awaitSigned(ctx context.Context) (unsigned int64, err error) {
+	var s admin.Status
+	if cl.getJSON(ctx, "/api/v1/status", nil, &s) != nil {
+		return 0, nil // the log is public, the status may not be
+	}
+	want := s.Log.Size
+	for deadline := time.Now().Add(signWait); s.Log.SignedSize < want && time.Now().Before(deadline); {
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+		if err := cl.getJSON(ctx, "/api/v1/status", nil, &s); err != nil {
+			return 0, err
+		}
+	}
+	return max(0, want-s.Log.SignedSize), nil
 }
 
 // verifier reads the log's verifier from a file or, failing that, asks the
