@@ -150,3 +150,30 @@ func wellKnown() map[string]*Upstream {
 	m["registry.gitlab.com"].TokenRealms = []string{"gitlab.com"} // the same domain; said for clarity
 	return m
 }
+
+// complete puts in what follows from other keys: the well-known upstreams when
+// there are none, and what is known of a well-known one whose entry leaves it out.
+func (c *Config) complete() {
+	known := wellKnown()
+	if c.Upstreams == nil {
+		c.Upstreams = known
+	}
+	for name, u := range c.Upstreams {
+		k := known[name]
+		if k == nil {
+			k = &Upstream{}
+		}
+		if u.Endpoints == nil {
+			u.Endpoints = k.Endpoints
+		}
+		if u.Hosts == nil {
+			u.Hosts = k.Hosts
+		}
+		if u.TokenRealms == nil {
+			u.TokenRealms = k.TokenRealms
+		}
+		if len(u.Endpoints) == 0 {
+			u.Endpoints = []string{"https://" + name}
+		}
+	}
+}

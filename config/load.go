@@ -1,18 +1,20 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"reflect"
 	"regexp"
+	"slices"
 	"sort"
 	"strings"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
-	"github.com/goccy/go-yaml/printer"
 	"github.com/goccy/go-yaml/token"
 )
 
@@ -69,32 +71,36 @@ func Load(path string, override func(*Config)) (*Config, error) {
 // Parse is Load of a file's content.
 func Parse(data []byte, override func(*Config)) (*Config, error) {
 	c := Default()
-	d := &decoder{tokens: make(map[string]*token.Token)}
-	file, err := parser.ParseBytes(data, 0)
-	if err != nil {
-		return nil, Errors{{Message: conceal(strings.TrimSpace(yaml.FormatError(err, false, true)))}}
+	data = bytes.TrimPrefix(data, []byte("\ufeff")) // some editors begin files with it
+	d := &decoder{source: strings.Split(string(data), "\n"), tokens: make(map[string]*token.Token)}
+	tokens := lexer.Tokenize(string(data))
+	begun := false
+	for _, tok := range tokens {
+		if tok.Type == token.DocumentHeaderType && begun {
+			d.fail("", tok, "a configuration is one document")
+			return nil, d.errs
+		}
+		begun = begun || tok.Type != token.CommentType
 	}
-	for i, doc := range file.Docs {
-		switch {
-		case doc.Body == nil:
-		case i > 0:
-			d.fail("", doc.Body.GetToken(), "a configuration is one document")
-		default:
+	file, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey()) // told by eachKey
+	if err != nil {
+		var ye yaml.Error
+		if !errors.As(err, &ye) {
+			return nil, Errors{{Message: conceal(err.Error())}}
+		}
+		d.fail("", ye.GetToken(), "%s", conceal(ye.GetMessage()))
+		return nil, d.errs
+	}
+	for _, doc := range file.Docs {
+		if doc.Body != nil {
 			d.decode(doc.Body, reflect.ValueOf(c).Elem(), "")
 		}
 	}
-	if c.Upstreams == nil {
-		c.Upstreams = wellKnown()
-	}
-	for name, u := range c.Upstreams {
-		if u == nil { // "quay.io:" and nothing below it
-			c.Upstreams[name] = &Upstream{}
-		}
-	}
+	c.complete()
 	if override != nil {
 		override(c)
 	}
-	d.spoil()
+	d.decoded = len(d.errs)
 	c.validate(d)
 	if len(d.errs) > 0 {
 		sort.SliceStable(d.errs, func(i, j int) bool { return d.errs[i].Line < d.errs[j].Line })
@@ -109,28 +115,18 @@ type decoder struct {
 	errs   Errors
 	tokens map[string]*token.Token // where each path stands
 
-	// spoiled are paths that did not decode, and the paths they are part of.
-	// They have other values than was meant: to complain of them would mislead.
-	spoiled map[string]bool
+	// decoded is how many of errs are about values that did not decode. Those
+	// have their defaults: to complain of what follows would mislead.
+	decoded int
+	source  []string // lines of the file
 }
 
-// spoil ends the decoding: what is wrong from here on is wrong with good values.
-func (d *decoder) spoil() {
-	d.spoiled = make(map[string]bool)
-	for _, e := range d.errs {
-		if e.unknown {
-			continue
-		}
-		d.spoiled[e.Path] = true
-		if i := strings.LastIndexAny(e.Path, ".["); i > 0 {
-			d.spoiled[e.Path[:i]] = true
-		}
-	}
-}
-
+// isSpoiled tells whether path, or something it is part of, did not decode.
 func (d *decoder) isSpoiled(path string) bool {
-	i := strings.LastIndexAny(path, ".[")
-	return d.spoiled[path] || i > 0 && d.spoiled[path[:i]]
+	return slices.ContainsFunc(d.errs[:d.decoded], func(e *Error) bool {
+		rest, ok := strings.CutPrefix(path, e.Path)
+		return ok && !e.unknown && e.Path != "" && (rest == "" || rest[0] == '.' || rest[0] == '[')
+	})
 }
 
 // fail records an error at a path, whose place in the file is tok, or is looked
@@ -145,21 +141,36 @@ func (d *decoder) fail(path string, tok *token.Token, format string, args ...any
 	e := &Error{Path: path, Message: fmt.Sprintf(format, args...)}
 	if tok != nil {
 		e.Line = tok.Position.Line
-		var p printer.Printer
-		e.Excerpt = conceal(strings.TrimRight(p.PrintErrorToken(tok, false), "\n"))
+		e.Excerpt = d.excerpt(path, tok)
 	}
 	d.errs = append(d.errs, e)
 }
 
+// excerpt shows the line of tok and marks the place, unless it may hold a
+// secret. Only that line: the ones around it may hold one too.
+func (d *decoder) excerpt(path string, tok *token.Token) string {
+	n, column := tok.Position.Line, tok.Position.Column
+	if n < 1 || n > len(d.source) || column < 1 || secretKey.MatchString(path) {
+		return ""
+	}
+	line := strings.TrimRight(d.source[n-1], "\r")
+	shown := conceal(line)
+	mark := ""
+	if shown == line && column <= len(line)+1 {
+		mark = fmt.Sprintf("\n%6s %s^", "", strings.Repeat(" ", column-1))
+	}
+	return fmt.Sprintf("%4d | %s%s", n, shown, mark)
+}
+
 var (
-	secretValue = regexp.MustCompile(`(?m)((?:password|secret|token)["']?:[ \t]*)[^ \t\n].*$`)
-	urlUser     = regexp.MustCompile(`://[^/@\s]*@`)
+	secretKey   = regexp.MustCompile(`(?i)(pass|secret|token)[a-z]*$`)
+	secretValue = regexp.MustCompile(`(?i)((?:pas|pwd|secret|token)[a-z]*["']?[ \t]*:[ \t]*)\S.*$`)
+	userInfo    = regexp.MustCompile(`[^\s"'\[,]*@`)
 )
 
-// conceal takes out of an excerpt what may be a secret in the wrong place: an
-// excerpt shows the lines around the error too.
-func conceal(excerpt string) string {
-	return urlUser.ReplaceAllString(secretValue.ReplaceAllString(excerpt, "${1}(concealed)"), "://…@")
+// conceal takes out of a text what may be a secret in the wrong place.
+func conceal(text string) string {
+	return userInfo.ReplaceAllString(secretValue.ReplaceAllString(text, "${1}(concealed)"), "…@")
 }
 
 // scalar is a value that is written as one text.
@@ -183,19 +194,21 @@ func (d *decoder) decode(n ast.Node, v reflect.Value, path string) {
 		d.eachKey(n, path, func(key string, keyToken *token.Token, value ast.Node) {
 			f, ok := fieldOf(v, key)
 			if !ok {
-				d.fail(join(path, key), keyToken, "unknown key; known here: %s", strings.Join(keysOf(v.Type()), ", "))
-				d.errs[len(d.errs)-1].unknown = true
+				d.unknownKey(join(path, key), keyToken, v.Type())
 				return
 			}
 			d.decode(value, f, join(path, key))
-		})
+			d.at(join(path, key), keyToken, value)
+		}, join)
 	case reflect.Map:
 		m := reflect.MakeMap(v.Type())
-		d.eachKey(n, path, func(key string, _ *token.Token, value ast.Node) {
+		element := func(path, key string) string { return path + "[" + key + "]" }
+		d.eachKey(n, path, func(key string, keyToken *token.Token, value ast.Node) {
 			e := reflect.New(v.Type().Elem().Elem())
-			d.decode(value, e.Elem(), path+"["+key+"]")
+			d.decode(value, e.Elem(), element(path, key))
+			d.at(element(path, key), keyToken, value)
 			m.SetMapIndex(reflect.ValueOf(key), e)
-		})
+		}, element)
 		v.Set(m)
 	case reflect.Slice:
 		seq, ok := n.(*ast.SequenceNode)
@@ -231,8 +244,25 @@ func join(path, key string) string {
 	return path + "." + key
 }
 
+// at has errors about a whole mapping or list show its key.
+func (d *decoder) at(path string, key *token.Token, value ast.Node) {
+	if _, single := value.(ast.ScalarNode); !single {
+		d.tokens[path] = key
+	}
+}
+
+// unknownKey refuses a key. Its value is not shown: it may be a misspelt secret.
+func (d *decoder) unknownKey(path string, key *token.Token, in reflect.Type) {
+	d.errs = append(d.errs, &Error{
+		Path: path, Line: key.Position.Line, unknown: true,
+		Message: "unknown key; known here: " + strings.Join(keysOf(in), ", "),
+		Excerpt: fmt.Sprintf("%4d | %s%s:", key.Position.Line, strings.Repeat(" ", max(0, key.Position.Column-1)), key.Value),
+	})
+}
+
 // eachKey calls f for the keys of a mapping, and refuses one that stands twice.
-func (d *decoder) eachKey(n ast.Node, path string, f func(key string, tok *token.Token, value ast.Node)) {
+// join makes the path of a key.
+func (d *decoder) eachKey(n ast.Node, path string, f func(key string, tok *token.Token, value ast.Node), join func(path, key string) string) {
 	var values []*ast.MappingValueNode
 	switch m := n.(type) {
 	case *ast.MappingNode:
@@ -263,6 +293,9 @@ var variable = regexp.MustCompile(`\$\{([A-Za-z_][A-Za-z0-9_]*)\}`)
 func (d *decoder) text(n ast.Node, path string, secret bool) (string, bool) {
 	var text string
 	switch s := n.(type) {
+	case *ast.AnchorNode, *ast.AliasNode, *ast.TagNode:
+		d.fail(path, n.GetToken(), "anchors, aliases and tags of YAML are not understood here")
+		return "", false
 	case *ast.LiteralNode:
 		text = s.Value.Value
 	case ast.ScalarNode:

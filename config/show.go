@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // String is the effective configuration as YAML, with secrets masked.
@@ -59,7 +60,7 @@ func showValue(v reflect.Value) string {
 		if s == "" {
 			return `""`
 		}
-		if plain.MatchString(s) {
+		if plain.MatchString(s) && !reserved[strings.ToLower(s)] {
 			return s
 		}
 		return strconv.Quote(s)
@@ -68,4 +69,7 @@ func showValue(v reflect.Value) string {
 }
 
 // plain is text that YAML reads as itself.
-var plain = regexp.MustCompile(`^[A-Za-z./~][A-Za-z0-9_./:~-]*$|^[0-9]+(\.[0-9]+){3}:[0-9]+$`)
+var plain = regexp.MustCompile(`^[A-Za-z./][A-Za-z0-9_./:-]*[A-Za-z0-9_./-]$|^[0-9]+(\.[0-9]+){3}:[0-9]+$`)
+
+// reserved are words that YAML reads as something else.
+var reserved = map[string]bool{"null": true, "true": true, "false": true, "yes": true, "no": true, "on": true, "off": true}

@@ -2,12 +2,14 @@ package config
 
 import (
 	"crypto/x509"
+	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -22,7 +24,7 @@ func (c *Config) validate(d *decoder) {
 	for _, name := range sortedKeys(c.Upstreams) {
 		c.validateUpstream(d, name, c.Upstreams[name])
 	}
-	if c.Upstreams[c.DefaultUpstream] == nil {
+	if c.Upstreams[c.DefaultUpstream] == nil && !d.isSpoiled("upstreams") {
 		d.fail("default_upstream", nil, "%q is not one of upstreams: %s", c.DefaultUpstream, strings.Join(sortedKeys(c.Upstreams), ", "))
 	}
 	c.validateHosts(d)
@@ -110,11 +112,16 @@ func (c *Config) validateAdmin(d *decoder) {
 // validateListen checks an address and tells whether it is loopback.
 func (c *Config) validateListen(d *decoder, path, addr string) bool {
 	host, port, err := net.SplitHostPort(addr)
-	if err != nil || port == "" {
+	if err != nil || !isPort(port) {
 		d.fail(path, nil, "%q is not an address such as 127.0.0.1:5050", addr)
 		return true
 	}
 	return isLoopback(host)
+}
+
+func isPort(s string) bool {
+	_, err := strconv.ParseUint(s, 10, 16)
+	return err == nil
 }
 
 func isLoopback(host string) bool {
@@ -130,11 +137,8 @@ func (c *Config) validateUpstream(d *decoder, name string, u *Upstream) {
 	if !hostGrammar.MatchString(name) {
 		d.fail(path, nil, "a name is a host such as ghcr.io, in lower case")
 	}
-	if len(u.Endpoints) == 0 {
-		u.Endpoints = []string{"https://" + name}
-	}
 	for i, e := range u.Endpoints {
-		epath := path + ".endpoints[" + itoa(i) + "]"
+		epath := fmt.Sprintf("%s.endpoints[%d]", path, i)
 		v, err := url.Parse(e)
 		switch {
 		case err != nil || v.Host == "":
@@ -143,13 +147,15 @@ func (c *Config) validateUpstream(d *decoder, name string, u *Upstream) {
 			d.fail(epath, nil, "scheme %q is not http or https", v.Scheme)
 		case v.User != nil:
 			d.failQuietly(epath, "credentials do not belong into an address: use username and password_file")
+		case v.Port() != "" && !isPort(v.Port()):
+			d.fail(epath, nil, "%q is not a port", v.Port())
 		case v.RawQuery != "" || v.Fragment != "":
 			d.fail(epath, nil, "an address has no query and no fragment")
 		}
 	}
 	for i, h := range u.Hosts {
 		if !hostGrammar.MatchString(strings.ToLower(h)) {
-			d.fail(path+".hosts["+itoa(i)+"]", nil, "%q is not a host name", h)
+			d.fail(fmt.Sprintf("%s.hosts[%d]", path, i), nil, "%q is not a host name", h)
 		}
 	}
 	if u.PasswordFile != "" {
@@ -161,7 +167,7 @@ func (c *Config) validateUpstream(d *decoder, name string, u *Upstream) {
 			d.fail(path+".password_file", nil, "%v", err)
 		}
 	}
-	if (u.Username == "") != (u.Password == "") {
+	if (u.Username == "") != (u.Password == "") && !d.isSpoiled(path+".password") && !d.isSpoiled(path+".password_file") {
 		d.fail(path+".username", nil, "username and password go together")
 	}
 	if u.Username != "" && !u.Shared && c.Registry.Listen != "" {
@@ -188,7 +194,7 @@ func (c *Config) validateHosts(d *decoder) {
 		for i, h := range c.Upstreams[name].Hosts {
 			h = strings.ToLower(h)
 			if other := owner[h]; other != "" && other != name {
-				d.fail("upstreams["+name+"].hosts["+itoa(i)+"]", nil, "%s means %s already", h, other)
+				d.fail(fmt.Sprintf("upstreams[%s].hosts[%d]", name, i), nil, "%s means %s already", h, other)
 			}
 			owner[h] = name
 		}

@@ -123,5 +123,3 @@ func (s Secret) GoString() string { return s.String() }
 
 // MarshalText keeps encoders from showing what String hides.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
-func itoa(i int) string { return strconv.Itoa(i) }

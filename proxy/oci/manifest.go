@@ -73,6 +73,9 @@ func Describe(manifest []byte) (Description, error) {
 			d.MediaType = DockerSchema1JWS
 		}
 		return d, nil
+	case m.Manifests != nil && (m.Config != nil || m.Layers != nil):
+		// Readers would differ about what it is (CVE-2021-41190).
+		return Description{}, fmt.Errorf("manifest is both an index and an image")
 	case m.Manifests != nil || m.MediaType == ocispec.MediaTypeImageIndex || m.MediaType == DockerManifestList:
 		if d.MediaType == "" {
 			d.MediaType = ocispec.MediaTypeImageIndex

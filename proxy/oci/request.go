@@ -63,7 +63,7 @@ func Parse(method, path string) (Request, error) {
 		}
 		return Request{Kind: Ping}, nil
 	}
-	name, kind, ref, ok := split(rest[1:])
+	name, kind, ref, ok := split(rest[1:], !reads(method))
 	if !ok {
 		return Request{}, notFound(path)
 	}
@@ -85,9 +85,12 @@ func Parse(method, path string) (Request, error) {
 		req.Tag = ref
 		return req, nil
 	}
-	var err error
-	req.Digest, err = ParseDigest(ref)
-	return req, err
+	dgst, err := ParseDigest(ref)
+	if err != nil {
+		return Request{}, err
+	}
+	req.Digest = dgst
+	return req, nil
 }
 
 // ParseDigest reads a digest of an algorithm that the image specification
@@ -106,14 +109,18 @@ func ParseDigest(s string) (digest.Digest, error) {
 func reads(method string) bool { return method == http.MethodGet || method == http.MethodHead }
 
 // split finds the route in the path after /v2/. A name may contain the words of
-// a route, so the last two components decide.
-func split(path string) (name string, kind Kind, ref string, ok bool) {
-	if name, _, ok := strings.Cut(path, "/blobs/uploads/"); ok {
-		return name, Push, "", true
+// a route, so the last two components decide; but what follows an upload, which
+// a change goes on with, is the registry's own business.
+func split(path string, changes bool) (name string, kind Kind, ref string, ok bool) {
+	if i := strings.LastIndex(path, "/blobs/uploads/"); changes && i >= 0 {
+		return path[:i], Push, "", true
 	}
 	head, ref, ok := cutLast(path)
 	if !ok {
 		return "", 0, "", false
+	}
+	if name, ok := strings.CutSuffix(head, "/blobs/uploads"); ok {
+		return name, Push, "", true
 	}
 	name, word, ok := cutLast(head)
 	if !ok {
