@@ -40,8 +40,9 @@ type Server struct {
 	access   func(*Line)
 	drain    time.Duration
 	log      zerolog.Logger
-	draining atomic.Bool
 	ln       net.Listener
+	draining atomic.Bool
+	active   atomic.Int64 // requests under way
 }
 
 const (
@@ -66,9 +67,8 @@ func New(o Options) *Server {
 		MaxHeaderBytes:    maxHeader,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
-		ErrorLog:          nil,
+		ErrorLog:          errorLog(o.Log),
 	}
-	s.srv.ErrorLog = errorLog(o.Log)
 	return s
 }
 
@@ -105,6 +105,14 @@ func (s *Server) Run(ctx context.Context) error {
 	s.draining.Store(true)
 	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.drain)
 	defer cancel()
+	// net/http hangs up on idle connections as soon as it is told to shut down. A
+	// client that sends its next request just then deserves to be told why.
+	for tick := time.NewTicker(drainPoll); s.active.Load() > 0 && dctx.Err() == nil; {
+		select {
+		case <-tick.C:
+		case <-dctx.Done():
+		}
+	}
 	err := s.srv.Shutdown(dctx)
 	if errors.Is(err, context.DeadlineExceeded) {
 		s.log.Warn().Dur("drain", s.drain).Msg("requests were cut off at the end of the drain")
@@ -115,6 +123,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	return err
 }
+
+// drainPoll is how often the end of a drain is looked for.
+const drainPoll = 10 * time.Millisecond
 
 // A Line is what the access log says of a request. The handler fills in what it
 // knows, through LineOf; front adds the rest when the request has ended.
@@ -150,13 +161,15 @@ func (s *Server) handle(next http.Handler) http.Handler {
 			_, _ = io.WriteString(w, `{"errors":[{"code":"UNAVAILABLE","message":"this server is shutting down"}]}`)
 			return
 		}
+		s.active.Add(1)
+		defer s.active.Add(-1)
 		if s.access == nil {
 			next.ServeHTTP(w, r)
 			return
 		}
 		began := time.Now()
 		line := &Line{Method: r.Method, Path: r.URL.Path, Client: r.RemoteAddr}
-		cw := &countingWriter{ResponseWriter: w}
+		cw := &countingWriter{ResponseWriter: w, head: r.Method == http.MethodHead}
 		aborted := true
 		defer func() {
 			if cw.status == 0 && !aborted {
@@ -174,12 +187,13 @@ func (s *Server) handle(next http.Handler) http.Handler {
 // can send a file by itself.
 type countingWriter struct {
 	http.ResponseWriter
+	head   bool // of a HEAD no body is sent, whatever is written
 	status int
 	bytes  int64
 }
 
 func (w *countingWriter) WriteHeader(status int) {
-	if w.status == 0 {
+	if w.status == 0 && status >= http.StatusOK { // 1xx come before the answer
 		w.status = status
 	}
 	w.ResponseWriter.WriteHeader(status)
@@ -190,7 +204,7 @@ func (w *countingWriter) Write(p []byte) (int, error) {
 		w.status = http.StatusOK
 	}
 	n, err := w.ResponseWriter.Write(p)
-	w.bytes += int64(n)
+	w.count(int64(n))
 	return n, err
 }
 
@@ -200,8 +214,14 @@ func (w *countingWriter) ReadFrom(r io.Reader) (int64, error) {
 		w.status = http.StatusOK
 	}
 	n, err := io.Copy(w.ResponseWriter, r)
-	w.bytes += n
+	w.count(n)
 	return n, err
+}
+
+func (w *countingWriter) count(n int64) {
+	if !w.head {
+		w.bytes += n
+	}
 }
 
 // Flush implements http.Flusher.

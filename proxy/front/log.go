@@ -8,14 +8,18 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// errorLog carries what net/http has to say, such as failed TLS handshakes,
-// which are clients' doing.
+// errorLog carries what net/http has to say: failed TLS handshakes and the like,
+// which are clients' doing, and panics.
 func errorLog(l zerolog.Logger) *log.Logger { return log.New(serverErrors{l}, "", 0) }
 
 type serverErrors struct{ log zerolog.Logger }
 
 func (s serverErrors) Write(p []byte) (int, error) {
-	s.log.Debug().Str("err", strings.TrimSpace(string(p))).Msg("connection")
+	level := zerolog.DebugLevel
+	if strings.HasPrefix(string(p), "http: panic serving") {
+		level = zerolog.ErrorLevel // that one is ours
+	}
+	s.log.WithLevel(level).Str("err", strings.TrimSpace(string(p))).Msg("connection")
 	return len(p), nil
 }
 

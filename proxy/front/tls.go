@@ -219,13 +219,21 @@ func newAuthority(dir string) (*authority, error) {
 		return nil, err
 	}
 	// The key first: a certificate without its key would be found and be of no use.
-	if err := os.WriteFile(filepath.Join(dir, caKey), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600); err != nil {
+	if err := replaceFile(filepath.Join(dir, caKey), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600); err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(filepath.Join(dir, caFile), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
+	if err := replaceFile(filepath.Join(dir, caFile), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
 		return nil, err
 	}
 	return openAuthority(dir)
+}
+
+// replaceFile writes a file so that a crash leaves all of it or nothing.
+func replaceFile(path string, data []byte, mode fs.FileMode) error {
+	if err := os.WriteFile(path+".tmp", data, mode); err != nil {
+		return err
+	}
+	return os.Rename(path+".tmp", path)
 }
 
 func newSerial() (*big.Int, error) {

@@ -27,12 +27,15 @@ type authTransport struct {
 	realms             []string
 	username, password string
 
-	flights singleflight.Group // one token request for each scope at a time
+	flights singleflight.Group // one token request for each audience at a time
 
 	mu     sync.Mutex
-	basic  bool             // the upstream asked for Basic
-	tokens map[string]token // by scope
+	basic  map[string]bool // endpoints, by host, that ask for Basic
+	tokens map[audience]token
 }
+
+// An audience is what a token is good for: a scope at one endpoint.
+type audience struct{ host, scope string }
 
 type token struct {
 	value string
@@ -40,97 +43,102 @@ type token struct {
 }
 
 func (t *authTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if !t.isEndpoint(req.URL) {
+	e := t.endpoint(req.URL)
+	if e == nil {
 		return t.foreign.RoundTrip(req)
 	}
-	scope := scopeOf(req.URL.Path)
+	to := audience{e.Host, scopeOf(strings.TrimPrefix(req.URL.Path, strings.TrimSuffix(e.Path, "/")))}
 	first := req.Clone(req.Context())
-	sent := t.authorize(first, scope)
+	t.authorize(first, to)
 	resp, err := t.own.RoundTrip(first)
 	if err != nil || resp.StatusCode != http.StatusUnauthorized {
 		return resp, err
 	}
-	scheme, params := parseChallenge(resp.Header.Values("Www-Authenticate"))
+	sent := first.Header.Get("Authorization")
+	bearer, basic := parseChallenges(resp.Header.Values("Www-Authenticate"))
 	switch {
-	case scheme == "basic" && t.username != "" && !sent:
-		t.mu.Lock()
-		t.basic = true
-		t.mu.Unlock()
-	case scheme == "bearer":
-		if s := params["scope"]; s != "" && scope == "" {
-			scope = s
+	case bearer != nil:
+		if s := bearer["scope"]; to.scope == "" {
+			to.scope = s
 		}
-		if err := t.fetchToken(req, params, scope, first.Header.Get("Authorization")); err != nil {
+		if err := t.fetchToken(req, bearer, to, sent); err != nil {
 			resp.Body.Close()
 			return nil, err
 		}
+	case basic && t.username != "" && !strings.HasPrefix(sent, "Basic "):
+		t.mu.Lock()
+		t.basic[to.host] = true
+		t.mu.Unlock()
 	default:
 		return resp, nil
 	}
 	_, _ = io.CopyN(io.Discard, resp.Body, maxErrorBody) // so that the connection is used again
 	resp.Body.Close()
 	second := req.Clone(req.Context())
-	t.authorize(second, scope)
+	t.authorize(second, to)
 	return t.own.RoundTrip(second)
 }
 
-func (t *authTransport) isEndpoint(u *url.URL) bool {
-	return slices.ContainsFunc(t.endpoints, func(e *url.URL) bool { return e.Scheme == u.Scheme && e.Host == u.Host })
+// endpoint is the endpoint that u belongs to, or nil.
+func (t *authTransport) endpoint(u *url.URL) *url.URL {
+	i := slices.IndexFunc(t.endpoints, func(e *url.URL) bool { return e.Scheme == u.Scheme && e.Host == u.Host })
+	if i < 0 {
+		return nil
+	}
+	return t.endpoints[i]
 }
 
-// authorize adds what is known to be good for scope, and tells whether there
-// was anything.
-func (t *authTransport) authorize(req *http.Request, scope string) bool {
+// authorize adds what is known to be good.
+func (t *authTransport) authorize(req *http.Request, to audience) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.basic {
+	if t.basic[to.host] {
 		req.SetBasicAuth(t.username, t.password)
-		return true
+	} else if tok, ok := t.tokens[to]; ok && time.Now().Before(tok.until) {
+		req.Header.Set("Authorization", "Bearer "+tok.value)
 	}
-	tok, ok := t.tokens[scope]
-	if !ok || time.Now().After(tok.until) {
-		return false
-	}
-	req.Header.Set("Authorization", "Bearer "+tok.value)
-	return true
 }
 
-// scopeOf is the scope a pull needs: tokens are asked for and kept by it.
+// scopeOf is the scope a pull needs: tokens are asked for and kept by it. A
+// repository's name may contain the words of a route, so the last one counts.
 func scopeOf(path string) string {
 	rest, ok := strings.CutPrefix(path, "/v2/")
 	if !ok {
 		return ""
 	}
+	end := 0
 	for _, route := range []string{"/manifests/", "/blobs/", "/tags/list"} {
-		if i := strings.LastIndex(rest, route); i > 0 {
-			return "repository:" + rest[:i] + ":pull"
-		}
+		end = max(end, strings.LastIndex(rest, route))
 	}
-	return ""
+	if end == 0 {
+		return ""
+	}
+	return "repository:" + rest[:end] + ":pull"
 }
 
 // tokenTimeout bounds one request to a token realm.
 const tokenTimeout = 10 * time.Second
 
-// fetchToken gets a token for scope, once for all who need it. rejected is the
+// fetchToken gets a token, once for all who need it. rejected is the
 // Authorization that was refused: a token that someone else has got meanwhile
 // is as good as a new one.
-func (t *authTransport) fetchToken(req *http.Request, params map[string]string, scope, rejected string) error {
-	t.mu.Lock()
-	tok, ok := t.tokens[scope]
-	t.mu.Unlock()
-	if ok && time.Now().Before(tok.until) && "Bearer "+tok.value != rejected {
-		return nil
-	}
-	realm, err := t.checkRealm(req.URL, params["realm"])
+func (t *authTransport) fetchToken(req *http.Request, challenge map[string]string, to audience, rejected string) error {
+	realm, err := t.checkRealm(req.URL, challenge["realm"])
 	if err != nil {
 		return err
 	}
-	result := t.flights.DoChan(scope, func() (any, error) {
+	result := t.flights.DoChan(to.host+" "+to.scope, func() (any, error) {
+		t.mu.Lock()
+		tok, ok := t.tokens[to]
+		delete(t.basic, to.host) // it asks for tokens now
+		t.mu.Unlock()
+		if ok && time.Now().Before(tok.until) && "Bearer "+tok.value != rejected {
+			return nil, nil
+		}
 		// It is everybody's: the one who asked first may leave.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(req.Context()), tokenTimeout)
 		defer cancel()
-		tok, err := t.askRealm(ctx, realm, params["service"], scope)
+		tok, err := t.askRealm(ctx, realm, challenge["service"], to.scope)
 		if err != nil {
 			return nil, err
 		}
@@ -139,7 +147,7 @@ func (t *authTransport) fetchToken(req *http.Request, params map[string]string, 
 		if len(t.tokens) >= maxTokens {
 			clear(t.tokens) // they are cheap to get again
 		}
-		t.tokens[scope] = tok
+		t.tokens[to] = tok
 		return nil, nil
 	})
 	select {
@@ -216,8 +224,12 @@ func (t *authTransport) askRealm(ctx context.Context, realm *url.URL, service, s
 		return token{}, fmt.Errorf("token from %s: %w", realm.Host, err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return token{}, &Error{Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header.Get("Retry-After")), Message: "token from " + realm.Host + " refused"}
+	switch code := resp.StatusCode; {
+	case code == http.StatusOK:
+	case code == http.StatusUnauthorized, code == http.StatusForbidden, code == http.StatusTooManyRequests, code >= 500:
+		return token{}, &Error{Status: code, RetryAfter: retryAfter(resp.Header.Get("Retry-After")), Message: "token from " + realm.Host + " refused"}
+	default: // a realm's 404 says nothing about what was to be pulled
+		return token{}, &Error{Nonsense: true, Err: fmt.Errorf("token from %s: %s", realm.Host, resp.Status)}
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxToken+1))
 	if err != nil {
@@ -245,32 +257,45 @@ func (t *authTransport) askRealm(ctx context.Context, realm *url.URL, service, s
 	return token{answer.Token, asked.Add(valid * 9 / 10)}, nil // renewed before it expires
 }
 
-// parseChallenge reads the first challenge that can be answered (RFC 9110,
-// section 11.6.1), its scheme in lower case.
-func parseChallenge(headers []string) (scheme string, params map[string]string) {
-	for _, h := range headers {
-		scheme, rest, _ := strings.Cut(strings.TrimSpace(h), " ")
-		scheme = strings.ToLower(scheme)
-		if scheme != "bearer" && scheme != "basic" {
-			continue
-		}
+// parseChallenges reads the challenges that can be answered (RFC 9110, section
+// 11.6.1): the parameters of Bearer, nil without one, and whether there is
+// Basic. A header may hold several.
+func parseChallenges(headers []string) (bearer map[string]string, basic bool) {
+	var params map[string]string
+	scheme := func(name string) {
 		params = make(map[string]string)
-		for rest = strings.TrimSpace(rest); rest != ""; {
-			key, after, ok := strings.Cut(rest, "=")
+		switch strings.ToLower(strings.TrimSpace(name)) {
+		case "bearer":
+			bearer = params
+		case "basic":
+			basic = true
+		}
+	}
+	for _, rest := range headers {
+		for rest = strings.TrimLeft(rest, ", "); rest != ""; rest = strings.TrimLeft(rest, ", ") {
+			before, after, ok := strings.Cut(rest, "=")
+			words := strings.Split(before, ",")
+			for _, alone := range words[:len(words)-1] { // schemes without parameters
+				scheme(alone)
+			}
+			key := words[len(words)-1]
+			if name, first, spaced := strings.Cut(strings.TrimSpace(key), " "); spaced || !ok {
+				scheme(name)
+				key = first
+			}
 			if !ok {
 				break
 			}
 			var value string
 			if quoted, ok := strings.CutPrefix(after, `"`); ok {
-				value, after, _ = strings.Cut(quoted, `"`)
+				value, rest, _ = strings.Cut(quoted, `"`)
 			} else {
-				value, after, _ = strings.Cut(after, ",")
-				after = "," + after
+				value, rest, _ = strings.Cut(after, ",")
 			}
-			params[strings.ToLower(strings.TrimSpace(key))] = value
-			rest = strings.TrimLeft(after, ", ")
+			if params != nil {
+				params[strings.ToLower(strings.TrimSpace(key))] = strings.TrimSpace(value)
+			}
 		}
-		return scheme, params
 	}
-	return "", nil
+	return bearer, basic
 }

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -13,53 +14,65 @@ import (
 // a row, since a single 500 often concerns a single path. While it is open,
 // requests fail with what opened it; when its time is over one is let through.
 type breaker struct {
-	mu     sync.Mutex
-	errors int       // in a row
-	until  time.Time // refuses before
-	cause  *Error    // what opened it, nil while closed
+	mu      sync.Mutex
+	errors  int           // server errors in a row while closed
+	wait    time.Duration // of the last break, doubled by the next
+	until   time.Time     // refuses before
+	cause   *Error        // what opened it, nil while closed
+	probing bool          // one request is under way to see whether it is over
 }
 
 const (
-	breakerFirst = 500 * time.Millisecond // after the first failure
-	breakerMost  = 30 * time.Second       // doubling up to here
+	breakerFirst  = 500 * time.Millisecond // after the first failure
+	breakerMost   = 30 * time.Second       // doubling up to here
+	breakerErrors = 3                      // server errors that open it
 )
 
 // refuses returns why the endpoint is not to be asked now, or nil. The caller
-// that gets nil after a break is the probe; others wait for its outcome.
+// that gets nil after a break is the probe; others are refused until it is done.
 func (b *breaker) refuses() *Error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.cause == nil {
 		return nil
 	}
-	now := time.Now()
-	if now.Before(b.until) {
-		e := *b.cause
-		e.Err = fmt.Errorf("not asked again for %v: %w", time.Until(b.until).Round(time.Millisecond), b.cause)
-		if b.cause.Status != 0 {
-			e.Err = fmt.Errorf("not asked again for %v", time.Until(b.until).Round(time.Millisecond))
-			e.RetryAfter = max(e.RetryAfter, time.Until(b.until))
+	left := time.Until(b.until)
+	if left <= 0 && !b.probing {
+		b.probing = true
+		return nil
+	}
+	e := *b.cause
+	if left > 0 && e.RetryAfter > 0 {
+		e.RetryAfter = left
+	}
+	why := e.Err
+	if why == nil {
+		why = fmt.Errorf("%d %s", e.Status, http.StatusText(e.Status))
+	}
+	e.Message, e.Err = "", fmt.Errorf("not asked again for %v after: %w", max(0, left).Round(time.Millisecond), why)
+	return &e
+}
+
+// done tells how a request ended: with an answer, which is nil or an error that
+// is not the endpoint's trouble, or with trouble. A caller who has left says
+// nothing about the endpoint.
+func (b *breaker) done(caller context.Context, e *Error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	probe := b.probing
+	b.probing = false
+	switch {
+	case caller.Err() != nil:
+	case e == nil || !e.worthAnotherEndpoint():
+		b.errors, b.wait, b.cause = 0, 0, nil
+	case b.cause != nil && !probe:
+		// Asked before it opened: one break is not many because many were waiting.
+	default:
+		if b.errors++; e.Status >= http.StatusInternalServerError && b.errors < breakerErrors {
+			return
 		}
-		return &e
+		b.wait = min(breakerMost, max(breakerFirst, 2*b.wait))
+		jittered := b.wait + rand.N(b.wait/4) // so that many servers do not come back as one
+		b.cause, b.until = e, time.Now().Add(max(jittered, e.RetryAfter))
 	}
-	b.until = now.Add(breakerFirst) // one probe at a time
-	return nil
-}
-
-func (b *breaker) failed(e *Error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.errors++
-	if e.Status >= http.StatusInternalServerError && b.errors < 3 {
-		return
-	}
-	wait := min(breakerMost, breakerFirst<<min(b.errors-1, 10))
-	wait += rand.N(wait / 4) // so that many servers do not come back as one
-	b.cause, b.until = e, time.Now().Add(max(wait, e.RetryAfter))
-}
-
-func (b *breaker) succeeded() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.errors, b.cause = 0, nil
 }

@@ -2,7 +2,6 @@ package upstream
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -57,9 +56,6 @@ func (e *Error) worthAnotherEndpoint() bool {
 	return !e.Nonsense && (e.Status == 0 || e.Status == http.StatusTooManyRequests || e.Status >= 500)
 }
 
-// errStalled is the cause of a body that stopped arriving.
-var errStalled = errors.New("upstream stopped sending")
-
 // nonsense reports an answer that cannot be believed.
 func (u *Upstream) nonsense(req *http.Request, err error) *Error {
 	return &Error{Upstream: u.name, Op: req.Method + " " + req.URL.Path, Nonsense: true, Err: err}
@@ -99,8 +95,12 @@ func retryAfter(s string) time.Duration {
 	if s == "" {
 		return 0
 	}
-	if n, err := strconv.Atoi(s); err == nil && n >= 0 {
-		return min(time.Duration(n)*time.Second, maxRetryAfter)
+	if strings.Trim(s, "0123456789") == "" {
+		n, err := strconv.ParseInt(s, 10, 64)
+		if err != nil || n > int64(maxRetryAfter/time.Second) {
+			return maxRetryAfter
+		}
+		return time.Duration(n) * time.Second
 	}
 	if t, err := http.ParseTime(s); err == nil {
 		return min(max(0, time.Until(t)), maxRetryAfter)

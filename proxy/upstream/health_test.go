@@ -3,7 +3,6 @@ package upstream_test
 import (
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 
 	"tidemark/proxy/upstream"
@@ -64,22 +63,4 @@ func TestHealthIsWhatTheLastRequestSaid(t *testing.T) {
 	if got := reg.Count("", ""); got != 2 {
 		t.Errorf("upstream was asked %d times, want 2: health asks nothing", got)
 	}
-}
-
-// observed collects the statuses that an upstream reports.
-type observed struct {
-	mu       sync.Mutex
-	statuses []int
-}
-
-func (o *observed) add(status int) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.statuses = append(o.statuses, status)
-}
-
-func (o *observed) all() []int {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return append([]int(nil), o.statuses...)
 }

@@ -52,7 +52,6 @@ type Upstream struct {
 	name      string
 	endpoints []*endpoint
 	userAgent string
-	idle      time.Duration
 	observe   func(int)
 	client    *http.Client
 
@@ -76,7 +75,6 @@ func New(o Options) *Upstream {
 	u := &Upstream{
 		name:      o.Name,
 		userAgent: o.UserAgent,
-		idle:      orDefault(o.IdleTimeout, 30*time.Second),
 		observe:   o.Observe,
 	}
 	if u.observe == nil {
@@ -88,13 +86,14 @@ func New(o Options) *Upstream {
 	}
 	tlsConfig := &tls.Config{RootCAs: o.RootCAs, InsecureSkipVerify: o.Insecure, MinVersion: tls.VersionTLS12}
 	dial := &dialer{timeout: orDefault(o.ConnectTimeout, 5*time.Second)}
-	own := newTransport(dial.own, tlsConfig, o)
-	foreign := newTransport(dial.foreign, tlsConfig, o)
+	idle := orDefault(o.IdleTimeout, 30*time.Second)
+	own := idleTransport{newTransport(dial.own, tlsConfig, o), idle}
+	foreign := idleTransport{newTransport(dial.foreign, tlsConfig, o), idle}
 	auth := &authTransport{
 		own: own, foreign: foreign,
 		endpoints: o.Endpoints, realms: o.TokenRealms,
 		username: o.Username, password: o.Password,
-		tokens: make(map[string]token),
+		basic: make(map[string]bool), tokens: make(map[audience]token),
 	}
 	u.client = &http.Client{Transport: auth, CheckRedirect: dial.checkRedirect}
 	return u
@@ -312,8 +311,9 @@ func (u *Upstream) do(ctx context.Context, method, path string, header http.Head
 	}
 	var err error
 	for _, e := range u.endpoints {
-		if cause := e.breaker.refuses(); cause != nil {
-			err = cause
+		if refusal := e.breaker.refuses(); refusal != nil {
+			refusal.Op = op
+			err = refusal
 			continue
 		}
 		var resp *http.Response
@@ -347,12 +347,10 @@ func (u *Upstream) answered(lastError string) {
 }
 
 // ask sends one request to one endpoint, and tells its breaker how it went.
-func (u *Upstream) ask(caller context.Context, e *endpoint, method, path string, header http.Header) (*http.Response, error) {
+func (u *Upstream) ask(ctx context.Context, e *endpoint, method, path string, header http.Header) (*http.Response, error) {
 	op := method + " " + path
-	ctx, cancel := context.WithCancelCause(caller)
 	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(e.url.String(), "/")+path, nil)
 	if err != nil {
-		cancel(nil)
 		return nil, &Error{Upstream: u.name, Op: op, Err: err}
 	}
 	for k, v := range header {
@@ -361,18 +359,16 @@ func (u *Upstream) ask(caller context.Context, e *endpoint, method, path string,
 	req.Header.Set("User-Agent", u.userAgent)
 	resp, err := u.client.Do(req)
 	if err != nil {
-		cancel(nil)
-		var refused *Error // by the transport's own rules; says all there is to say
-		if errors.As(err, &refused) {
+		ue := &Error{Upstream: u.name, Op: op, Err: unwrapURL(err)}
+		var refused *Error // by the transport's own rules, or by a token realm
+		if errors.As(ue.Err, &refused) {
 			told := *refused // others who wait for the same token have it too
 			told.Upstream, told.Op = u.name, op
-			return nil, &told
+			ue = &told
+		} else {
+			u.observe(0)
 		}
-		u.observe(0)
-		ue := &Error{Upstream: u.name, Op: op, Err: unwrapURL(err)}
-		if caller.Err() == nil { // who leaves says nothing about the endpoint
-			e.breaker.failed(ue)
-		}
+		e.breaker.done(ctx, ue)
 		return nil, ue
 	}
 	u.observe(resp.StatusCode)
@@ -382,18 +378,12 @@ func (u *Upstream) ask(caller context.Context, e *endpoint, method, path string,
 		}
 	}
 	if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent {
-		e.breaker.succeeded()
-		resp.Body = newIdleBody(resp.Body, u.idle, cancel)
+		e.breaker.done(ctx, nil)
 		return resp, nil
 	}
+	defer resp.Body.Close()
 	ue := u.refusal(resp, op)
-	resp.Body.Close()
-	cancel(nil)
-	if ue.worthAnotherEndpoint() {
-		e.breaker.failed(ue)
-	} else {
-		e.breaker.succeeded()
-	}
+	e.breaker.done(ctx, ue)
 	return nil, ue
 }
 
@@ -401,39 +391,13 @@ func (u *Upstream) ask(caller context.Context, e *endpoint, method, path string,
 // carry the signed query of a redirect.
 func unwrapURL(err error) error {
 	var ue *url.Error
-	if errors.As(err, &ue) {
-		return ue.Err
+	if !errors.As(err, &ue) {
+		return err
 	}
-	return err
-}
-
-// An idleBody ends its request when no byte arrives for a while, so that an
-// upstream that stalls is an error and not a client that waits for ever.
-type idleBody struct {
-	io.ReadCloser
-	idle   time.Duration
-	timer  *time.Timer
-	cancel context.CancelCauseFunc
-}
-
-func newIdleBody(rc io.ReadCloser, idle time.Duration, cancel context.CancelCauseFunc) *idleBody {
-	b := &idleBody{ReadCloser: rc, idle: idle, cancel: cancel}
-	b.timer = time.AfterFunc(idle, func() { cancel(errStalled) })
-	return b
-}
-
-func (b *idleBody) Read(p []byte) (int, error) {
-	b.timer.Reset(b.idle)
-	n, err := b.ReadCloser.Read(p)
-	b.timer.Stop() // the time a reader takes between reads is not upstream's
-	return n, err
-}
-
-func (b *idleBody) Close() error {
-	b.timer.Stop()
-	err := b.ReadCloser.Close()
-	b.cancel(nil)
-	return err
+	if strings.Contains(ue.Err.Error(), "Location header") { // and quotes it
+		return &Error{Nonsense: true, Err: errors.New("a redirect without a valid address")}
+	}
+	return ue.Err
 }
 
 // missingFor is how long a 404 is believed: long enough to spare upstream a

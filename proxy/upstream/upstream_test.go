@@ -176,6 +176,7 @@ func TestRangesSayWhereTheyBegin(t *testing.T) {
 		})
 	}
 
+	reg.Reset()
 	_, err := hub.GetBlob(t.Context(), "app", dgst, 10, -1)
 	if got := refusal(t, err).Status; got != http.StatusRequestedRangeNotSatisfiable {
 		t.Errorf("a range behind the end: status %d, want 416", got)
@@ -297,7 +298,7 @@ func TestStatusesAreKeptApart(t *testing.T) {
 // a date, and is never longer than an hour.
 func TestRetryAfterIsTold(t *testing.T) {
 	for _, c := range []struct {
-		header           string
+		header          string
 		atLeast, atMost time.Duration
 	}{
 		{"", 0, 0},

@@ -400,5 +400,6 @@ func (r *Registry) listTags(w http.ResponseWriter, q *http.Request, repo string)
 		w.Header().Set("Link", fmt.Sprintf(`</v2/%s/tags/list?n=%d&last=%s>; rel="next"`, repo, n, tags[n-1]))
 	}
 	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusOK)
 	_ = json.NewEncoder(w).Encode(map[string]any{"name": repo, "tags": tags})
 }
