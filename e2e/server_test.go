@@ -22,7 +22,7 @@ import (
 
 // A server is a tidemark that runs.
 type server struct {
-	t        *testing.T
+	t        testing.TB
 	cmd      *exec.Cmd
 	registry string // http://127.0.0.1:port
 	admin    string
@@ -52,7 +52,7 @@ var addresses = regexp.MustCompile(`(registry|admin) +(https?://\S+)`)
 
 // serve starts tidemark with a configuration, on ports of its choice unless the
 // configuration has them, and waits until it says that it listens.
-func serve(t *testing.T, config string, args ...string) *server {
+func serve(t testing.TB, config string, args ...string) *server {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "tidemark.yaml")
 	if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
@@ -143,7 +143,7 @@ func (s *server) verified(n int) {
 // getJSON reads an answer of the admin API.
 func (s *server) getJSON(path string, v any) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, "GET", s.admin+path, nil)
 	if err != nil {
