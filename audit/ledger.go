@@ -76,6 +76,7 @@ type Ledger struct {
 type recent struct {
 	state   State
 	checked time.Time // when upstream last answered; zero when it only was loaded
+	stale   error     // why the last question got no answer, nil if it did
 }
 
 // recentMost bounds the refs remembered: about 20 MB of them.
@@ -134,7 +135,11 @@ func (l *Ledger) confirm(ctx context.Context) {
 	if len(batch) == 0 {
 		return
 	}
-	if err := l.store.Confirm(ctx, batch); err != nil {
+	err := l.store.Confirm(ctx, batch)
+	if err == nil {
+		l.unwritable.Store(nil)
+	} else {
+		l.unwritable.Store(&err)
 		l.log.Warn().Err(err).Int("refs", len(batch)).Msg("confirmations could not be recorded yet")
 		l.mu.Lock()
 		for ref, t := range batch {
@@ -185,7 +190,7 @@ func (l *Ledger) Resolve(ctx context.Context, ref Ref, ask Ask) (Answer, error) 
 	if l.background {
 		s, err := l.known(ctx, ref)
 		if err == nil && s.Known() {
-			return Answer{State: s}, nil
+			return Answer{State: s, Stale: r.stale}, nil
 		}
 	}
 	select {
@@ -230,6 +235,7 @@ func (l *Ledger) refresh(ctx context.Context, ref Ref, ask Ask) (Answer, error) 
 		if !s.Known() {
 			return Answer{}, fmt.Errorf("resolve %s: %w", ref, err)
 		}
+		l.unconfirmed(ref, s, err)
 		return Answer{State: s, Asked: true, Stale: err}, nil
 	}
 	if s.Known() && seen.Digest == s.Head {
@@ -241,6 +247,9 @@ func (l *Ledger) refresh(ctx context.Context, ref Ref, ask Ask) (Answer, error) 
 	if err != nil {
 		l.unwritable.Store(&err)
 		l.forget(ref) // it may be recorded nevertheless: the store knows
+		if l.background {
+			l.log.Warn().Err(err).Str("upstream", ref.Upstream).Str("repo", ref.Repository).Str("tag", ref.Tag).Msg("a move could not be recorded and is not served")
+		}
 		if !s.Known() {
 			return Answer{}, fmt.Errorf("resolve %s: %w: %w", ref, ErrLedger, err)
 		}
@@ -251,8 +260,14 @@ func (l *Ledger) refresh(ctx context.Context, ref Ref, ask Ask) (Answer, error) 
 	return Answer{State: next, Asked: true, New: next.Served != s.Served}, nil
 }
 
+// recordTimeout bounds one write of the ledger.
+const recordTimeout = 10 * time.Second
+
 // advance records an observation that is not what was known.
 func (l *Ledger) advance(ctx context.Context, ref Ref, known State, seen Observation, now time.Time) (State, error) {
+	// However long upstream took to answer: this is the ledger's own time.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
+	defer cancel()
 	var events []Event
 	s, err := l.store.Advance(ctx, ref, func(s State, past History) (State, []Event) {
 		if known.Head == s.Head && known.LastConfirmed.After(s.LastConfirmed) {
@@ -285,9 +300,22 @@ func newID() uuid.UUID {
 func (l *Ledger) remember(ref Ref, s State, checked time.Time, confirmed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.recent.Add(ref, recent{s, checked})
+	l.recent.Add(ref, recent{state: s, checked: checked})
 	if confirmed {
 		l.confirmed[ref] = s.LastConfirmed
+	}
+}
+
+// unconfirmed keeps why upstream did not answer, for those who do not wait for
+// it, and says so once for each ref that nobody waits for.
+func (l *Ledger) unconfirmed(ref Ref, s State, why error) {
+	l.mu.Lock()
+	r, _ := l.recent.Get(ref)
+	first := r.stale == nil
+	l.recent.Add(ref, recent{state: s, checked: time.Time{}, stale: why})
+	l.mu.Unlock()
+	if l.background && first {
+		l.log.Warn().Err(why).Str("upstream", ref.Upstream).Str("repo", ref.Repository).Str("tag", ref.Tag).Msg("tag is served unconfirmed")
 	}
 }
 

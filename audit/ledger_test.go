@@ -246,6 +246,14 @@ func TestBackgroundRefresh(t *testing.T) {
 			t.Errorf("served %s afterwards, want what upstream said", a.Served)
 		}
 		synctest.Wait()
+		down := errors.New("connection refused")
+		u.set("", down)
+		resolve(t, l, u)
+		synctest.Wait()
+		if a := resolve(t, l, u); a.Served != audittest.Digest("b") || !errors.Is(a.Stale, down) {
+			t.Errorf("upstream is down: %+v, want what is known and the reason", a)
+		}
+		synctest.Wait()
 	})
 }
 

@@ -80,6 +80,7 @@ func (s *Signer) Grown() {
 const (
 	signEvery = time.Second    // at most, while the log grows
 	signAtAll = 24 * time.Hour // at least: a checkpoint says that the log is alive
+	signRetry = time.Minute    // after it could not be signed
 )
 
 // Run signs until ctx ends, and once more then. That nothing can be signed is
@@ -103,7 +104,11 @@ func (s *Signer) Run(ctx context.Context) error {
 			return nil
 		}
 		s.try(ctx)
-		timer.Reset(signAtAll)
+		if s.Err() != nil {
+			timer.Reset(signRetry)
+		} else {
+			timer.Reset(signAtAll)
+		}
 		select {
 		case <-time.After(signEvery):
 		case <-ctx.Done():
@@ -150,8 +155,17 @@ func (s *Signer) contains(ctx context.Context, old tlog.Tree) error {
 	if tree.N < old.N {
 		return fmt.Errorf("%w: it has %d entries, a checkpoint was signed of %d", ErrRollback, tree.N, old.N)
 	}
-	if err := taglog.Check(old, s.log); err != nil {
+	return s.check(old)
+}
+
+// check tells a log that has another root from one that could not be read.
+func (s *Signer) check(tree tlog.Tree) error {
+	err := taglog.Check(tree, s.log)
+	if errors.Is(err, taglog.ErrRoot) {
 		return fmt.Errorf("%w: %w", ErrRollback, err)
+	}
+	if err != nil {
+		return fmt.Errorf("read the log: %w", err)
 	}
 	return nil
 }
@@ -182,6 +196,9 @@ func (s *Signer) failed(err error) {
 	s.mu.Lock()
 	known := s.err != nil && s.err.Error() == err.Error()
 	s.err = err
+	if s.since.IsZero() {
+		s.since = s.now() // at the latest from here on
+	}
 	s.mu.Unlock()
 	if !known {
 		s.logger.Error().Err(err).Msg("the log is not signed; images are served, but nothing new can be proven")
@@ -213,8 +230,8 @@ func (s *Signer) signAfter(ctx context.Context, last Signed) error {
 	if err := s.contains(ctx, last.Tree); err != nil {
 		return err
 	}
-	if err := taglog.Check(tree, s.log); err != nil {
-		return fmt.Errorf("%w: %w", ErrRollback, err)
+	if err := s.check(tree); err != nil {
+		return err
 	}
 	note, err := taglog.Sign(s.key.Origin(), tree, s.key.Signer)
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/mod/sumdb/tlog"
 
 	"tidemark/audit"
 	"tidemark/audit/audittest"
@@ -187,4 +188,40 @@ func TestKey(t *testing.T) {
 			t.Errorf("the broken key %q was accepted", broken)
 		}
 	}
+}
+
+// A flaky log cannot be read or written for a while.
+type flaky struct {
+	*sqlite.Store
+	err error
+}
+
+func (f *flaky) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
+	if f.err != nil {
+		return nil, f.err
+	}
+	return f.Store.ReadHashes(indexes)
+}
+
+// A log that cannot be read for a moment is not one that was rolled back: it is
+// signed when it can be read again, without anything new happening.
+func TestTroubleReadingIsNotARollback(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		store := openStore(t, dir)
+		move(t, store, 0)
+		log := &flaky{Store: store, err: errors.New("too many open files")}
+		s := audit.NewSigner(log, openKey(t, dir), filepath.Join(dir, "anchor"), nil, quiet)
+		stop := run(t, s)
+		defer stop()
+		time.Sleep(5 * time.Second)
+		if err := s.Err(); err == nil || errors.Is(err, audit.ErrRollback) || s.UnsignedSince().IsZero() {
+			t.Errorf("Err = %v, unsigned since %v; want trouble that is no rollback", err, s.UnsignedSince())
+		}
+		log.err = nil
+		time.Sleep(2 * time.Minute)
+		if s.Err() != nil || s.Last().Tree.N != 1 || !s.UnsignedSince().IsZero() {
+			t.Errorf("afterwards: %v, %d entries signed, unsigned since %v", s.Err(), s.Last().Tree.N, s.UnsignedSince())
+		}
+	})
 }

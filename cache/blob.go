@@ -62,16 +62,13 @@ func (b *Blob) Section(ctx context.Context, off, n int64) (io.WriterTo, error) {
 			return nil, fmt.Errorf("read %s: %w", b.Digest, err)
 		}
 		return stored{b.c, b.file, end - off}, nil
+	case b.pass != nil && end >= 0 && end < b.Size:
+		return b.distant(ctx, off, n) // there is nothing that all of it would be fetched for
 	case b.pass != nil:
 		return &passing{dgst: b.Digest, content: b.pass, sum: b.Digest.Algorithm().Hash(), off: off, end: end}, nil
 	}
 	if b.Size >= 0 && end < b.Size && off > b.fill.frontier()+farAhead {
-		content, err := b.src.Open(ctx, off, n)
-		if err != nil {
-			return nil, err
-		}
-		b.Outcome = Pass
-		return &distant{content, off, n}, nil
+		return b.distant(ctx, off, n)
 	}
 	if b.Size == 0 {
 		// There is no last byte to hold back: all of it waits.
@@ -90,6 +87,16 @@ func (b *Blob) Section(ctx context.Context, off, n int64) (io.WriterTo, error) {
 		}
 	}
 	return &arriving{ctx: ctx, b: b, file: file, off: off, end: end}, nil
+}
+
+// distant opens a section by itself, straight from the source.
+func (b *Blob) distant(ctx context.Context, off, n int64) (io.WriterTo, error) {
+	content, err := b.src.Open(ctx, off, n)
+	if err != nil {
+		return nil, err
+	}
+	b.Outcome = Pass
+	return &distant{content, off, n}, nil
 }
 
 // reopen is for a fill that ended, and whose file went, before this reader had
@@ -114,7 +121,7 @@ func (b *Blob) reopen(ctx context.Context, off, end int64, cause error) (io.Writ
 // readAll returns the whole content, which must not be larger than limit.
 func (b *Blob) readAll(ctx context.Context, limit int64) ([]byte, error) {
 	if b.Size > limit {
-		return nil, fmt.Errorf("read %s: %d bytes, more than %d", b.Digest, b.Size, limit)
+		return nil, fmt.Errorf("%s: %w: it has %d bytes", b.Digest, ErrNotManifest, b.Size)
 	}
 	s, err := b.Section(ctx, 0, -1)
 	if err != nil {
@@ -261,6 +268,10 @@ func (c *Cache) pass(ctx context.Context, dgst digest.Digest, src Source) (*Blob
 	return &Blob{Digest: dgst, Size: content.Size, Outcome: Pass, c: c, src: src, ctx: cancel, pass: content}, nil
 }
 
+// passChunk is what a reader that is passed on keeps in memory, twice. There is
+// one for each client.
+const passChunk = 32 << 10
+
 // A passing section goes from the source to the client without being kept. Its
 // bytes are hashed on the way and the last ones held back until they are known
 // to be right.
@@ -273,9 +284,8 @@ type passing struct {
 }
 
 func (p *passing) WriteTo(w io.Writer) (written int64, err error) {
-	bp, hp := buffers.Get().(*[]byte), buffers.Get().(*[]byte)
-	defer func() { buffers.Put(bp); buffers.Put(hp) }()
-	chunk, held := *bp, (*hp)[:0] // held is read, hashed, and not written yet
+	buf := make([]byte, 2*passChunk)
+	chunk, held := buf[:passChunk], buf[passChunk:passChunk] // held is read, hashed, and not written yet
 	for {
 		m, rerr := p.content.Body.Read(chunk)
 		if m > 0 {
@@ -307,8 +317,8 @@ func (p *passing) WriteTo(w io.Writer) (written int64, err error) {
 	}
 }
 
-// A distant section is fetched by itself from a source whose fill is far from
-// it. It never contains the last byte of the content.
+// A distant section is fetched by itself, because the fill is far from it or
+// there is none. It never contains the last byte of the content.
 type distant struct {
 	content *Content
 	off, n  int64

@@ -20,6 +20,9 @@ import (
 // asked for under. Nothing is stored when a fill ends with it.
 var ErrMismatch = errors.New("content does not match its digest")
 
+// ErrNotManifest reports content that was asked for as a manifest and is none.
+var ErrNotManifest = errors.New("content is not a manifest")
+
 // ErrRange is what a Source returns when the content ends before the bytes it
 // was asked for. The caller may ask from the beginning.
 var ErrRange = errors.New("content ends before the range")
@@ -264,6 +267,12 @@ func (c *Cache) openOrFill(ctx context.Context, dgst digest.Digest, src Source) 
 
 		file, entry, err := c.store.Open(dgst)
 		switch {
+		case err == nil && c.truncated(dgst, entry):
+			// Not what was committed: the disk or somebody has been at it.
+			file.Close()
+			c.drop(dgst, "stored content has another size than it had")
+			looked = true
+			continue
 		case err == nil:
 			c.used(dgst, entry)
 			return &Blob{Digest: dgst, Size: entry.Size, Outcome: Hit, c: c, file: file}, nil, false, nil
@@ -288,8 +297,16 @@ func (c *Cache) Manifest(ctx context.Context, dgst digest.Digest, src Source) (*
 	if err != nil {
 		return nil, 0, err
 	}
-	defer b.Close()
 	m, err := c.read(ctx, b)
+	if errors.Is(err, ErrMismatch) && b.file != nil {
+		// What was stored has rotted, and is gone now.
+		b.Close()
+		if b, err = c.Get(ctx, dgst, src); err != nil {
+			return nil, 0, err
+		}
+		m, err = c.read(ctx, b)
+	}
+	defer b.Close()
 	if err != nil {
 		return nil, b.Outcome, err
 	}
@@ -313,8 +330,12 @@ func (c *Cache) read(ctx context.Context, b *Blob) (*Manifest, error) {
 		return nil, err
 	}
 	m := &Manifest{Digest: b.Digest, Body: body}
+	if b.file != nil && b.Digest.Algorithm().FromBytes(body) != b.Digest {
+		c.drop(b.Digest, "stored manifest does not match its digest")
+		return nil, fmt.Errorf("stored manifest %s: %w", b.Digest, ErrMismatch)
+	}
 	if m.Description, err = c.describe(body); err != nil {
-		return nil, fmt.Errorf("read manifest %s: %w", b.Digest, err)
+		return nil, fmt.Errorf("%s: %w: %w", b.Digest, ErrNotManifest, err)
 	}
 	c.hot.add(m)
 	return m, nil

@@ -43,6 +43,7 @@ type fill struct {
 	cancel context.CancelCauseFunc
 
 	opened chan struct{} // closed once the source has answered or failed
+	left   int64         // bytes that an earlier fill had left; run's own
 	size   int64         // of the content, -1 when not known; set before opened is closed
 	part   Partial       // set before opened is closed; nil when err was set at once
 
@@ -68,6 +69,7 @@ func (c *Cache) begin(ctx context.Context, dgst digest.Digest, src Source) *fill
 	}
 	f.goodbye = time.AfterFunc(c.grace, func() { c.abandon(f) })
 	c.fills[dgst] = f
+	c.index.removePartial(dgst) // what an earlier fill left is not to be evicted now
 	c.wg.Go(func() {
 		f.run(ctx)
 		cancel(nil)
@@ -158,7 +160,11 @@ func (f *fill) failed(ctx context.Context, n int64, sum hash.Hash, err error) {
 	switch {
 	case errors.Is(err, ErrMismatch):
 		reason = "mismatch"
-		f.c.log.Error().Err(err).Str("source", f.src.Name()).Msg("wrong content was refused; nobody got a complete copy")
+		line := f.c.log.Error().Err(err).Str("source", f.src.Name())
+		if f.left > 0 {
+			line = line.Int64("left_by_an_earlier_fill", f.left) // which may be what was wrong
+		}
+		line.Msg("wrong content was refused; nobody got a complete copy")
 	case errors.Is(err, errUncached):
 		reason = "no room"
 		f.c.log.Warn().Err(err).Str("source", f.src.Name()).Msg("content is served without being kept")
@@ -186,12 +192,18 @@ func (f *fill) download(ctx context.Context) (n int64, sum hash.Hash, err error)
 		return 0, sum, fmt.Errorf("fill %s: %w: %w", f.dgst, errUncached, err)
 	}
 	f.part = part
-	f.c.resuming(f.dgst)
-	if n, err = f.rehash(sum); err != nil || f.matches(sum, n) {
-		if err == nil {
-			f.open(n)
+	if n, err = f.rehash(sum); err != nil {
+		// What is left cannot even be read: begin afresh.
+		if err := f.part.Reset(); err != nil {
+			return 0, sum, fmt.Errorf("fill %s: %w: %w", f.dgst, errUncached, err)
 		}
-		return n, sum, err
+		sum.Reset()
+		n = 0
+	}
+	f.left = n
+	if f.matches(sum, n) {
+		f.open(n)
+		return n, sum, nil
 	}
 	for try, before := 0, n; ; try++ {
 		content, oerr := f.src.Open(ctx, n, -1)
@@ -242,10 +254,10 @@ func (f *fill) rehash(sum hash.Hash) (int64, error) {
 	}
 	defer file.Close()
 	n, err := io.Copy(sum, file)
-	if err != nil || n != have {
-		return 0, fmt.Errorf("fill %s: read back %d of %d bytes: %w", f.dgst, n, have, err)
+	if err == nil && n != have {
+		err = io.ErrUnexpectedEOF
 	}
-	return n, nil
+	return n, err
 }
 
 // matches tells whether an earlier attempt had already got everything.

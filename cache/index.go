@@ -75,11 +75,16 @@ func (x *index) release(n int64) { x.reserved -= n }
 // and nothing is evicted.
 func (c *Cache) rebuild(ctx context.Context) error {
 	var found []Entry
+	var incomplete error
 	for e, err := range c.store.Walk(ctx) {
 		if err != nil {
-			return fmt.Errorf("index: %w", err)
+			incomplete = fmt.Errorf("index: %w", err)
+			continue
 		}
 		found = append(found, e)
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
 	slices.SortFunc(found, func(a, b Entry) int { return a.Used.Compare(b.Used) })
 
@@ -91,11 +96,13 @@ func (c *Cache) rebuild(ctx context.Context) error {
 		switch {
 		case !e.Partial:
 			c.index.add(e.Digest, e.Size, e.Used)
+		case c.fills[e.Digest] != nil || meanwhile.Contains(e.Digest):
+			// It is being finished, or was.
 		case c.now().Sub(e.Used) > partialsKept:
 			if err := c.store.Remove(e); err != nil {
 				c.log.Warn().Err(err).Str("digest", e.Digest.String()).Msg("unfinished content could not be removed")
 			}
-		case c.fills[e.Digest] == nil:
+		default:
 			c.index.addPartial(e.Digest, e.Size)
 		}
 	}
@@ -106,7 +113,7 @@ func (c *Cache) rebuild(ctx context.Context) error {
 	c.index.ready = true
 	c.maxBytes = c.budget(c.index.bytes + c.index.idle)
 	c.evict(0)
-	return nil
+	return incomplete
 }
 
 // partialsKept is how long unfinished content waits to be resumed.
@@ -148,6 +155,9 @@ func (c *Cache) evict(need int64) bool {
 			free -= max(0, f.reserved-f.frontier()) // promised, not yet written
 		}
 	}
+	if free+x.bytes+x.idle-need < c.minFree {
+		return false // others have filled the disk; what is here is no help, and is needed
+	}
 	fits := func() bool {
 		return x.bytes+x.idle+x.reserved+need <= c.maxBytes && free-need >= c.minFree
 	}
@@ -180,11 +190,22 @@ func (c *Cache) remove(e Entry) {
 	}
 }
 
-// resuming takes what an earlier fill of dgst left out of what may be removed.
-func (c *Cache) resuming(dgst digest.Digest) {
+// truncated tells stored content that is not of the size it was committed with.
+func (c *Cache) truncated(dgst digest.Digest, e Entry) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.index.removePartial(dgst)
+	x, ok := c.index.get(dgst)
+	return ok && x.size != e.Size
+}
+
+// drop removes stored content that is wrong.
+func (c *Cache) drop(dgst digest.Digest, why string) {
+	c.log.Error().Str("digest", dgst.String()).Msg(why + "; it is removed and fetched again")
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.remove(Entry{Digest: dgst})
+	c.index.remove(dgst)
+	c.hot.remove(dgst)
 }
 
 // forget drops dgst from the index after its file was found missing.
@@ -204,7 +225,7 @@ func (c *Cache) used(dgst digest.Digest, e Entry) {
 	now := c.now()
 	c.mu.Lock()
 	x, ok := c.index.get(dgst)
-	if ok && now.Sub(x.used) < touchEvery {
+	if ok && now.Sub(x.used) < touchEvery || !ok && c.index.ready { // evicted while it was opened
 		c.mu.Unlock()
 		return
 	}

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"slices"
 )
 
 // prefetchMost bounds the prefetches that run at once, prefetchQueue those that
@@ -29,7 +30,8 @@ func (c *Cache) Prefetch(m *Manifest, src func(Reference) Source) {
 		return // not worth a look on disk for each layer
 	}
 	for _, r := range m.Refers {
-		if c.wanted(r) && len(c.queue) < prefetchQueue {
+		queued := func(p prefetch) bool { return p.ref.Digest == r.Digest }
+		if c.wanted(r) && len(c.queue) < prefetchQueue && !slices.ContainsFunc(c.queue, queued) {
 			c.queue = append(c.queue, prefetch{r, src(r)})
 		}
 	}

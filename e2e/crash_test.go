@@ -134,7 +134,7 @@ func TestSecondServerIsRefused(t *testing.T) {
 	if code != 1 || out != "" {
 		t.Errorf("second server: exit %d, %q", code, out)
 	}
-	if holder, err := os.ReadFile(filepath.Join(data, "lock")); err != nil || !strings.Contains(string(holder), "process ") {
+	if holder, err := os.ReadFile(filepath.Join(data, "lock.holder")); err != nil || !strings.Contains(string(holder), "process ") {
 		t.Errorf("lock says %q, %v", holder, err)
 	}
 	s.stop()

@@ -37,6 +37,8 @@ func toOCI(p Pull) *oci.Error {
 	)
 	err := p.Err
 	switch {
+	case errors.Is(err, cache.ErrNotManifest):
+		return &oci.Error{Status: http.StatusNotFound, Code: oci.ManifestUnknown, Message: "there is content of this digest, but it is no manifest"}
 	case errors.As(err, &oe):
 		return oe
 	case errors.As(err, &re):
@@ -52,7 +54,7 @@ func toOCI(p Pull) *oci.Error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return &oci.Error{Status: http.StatusGatewayTimeout, Code: oci.Unavailable, Message: "upstream did not answer in time: " + err.Error(), Detail: detail{Upstream: p.Upstream}}
 	}
-	return &oci.Error{Status: http.StatusInternalServerError, Code: oci.Unknown, Message: err.Error()}
+	return &oci.Error{Status: http.StatusInternalServerError, Code: oci.Unknown, Message: "tidemark itself failed; its log says why"}
 }
 
 // detail says which upstream an error is about, and what its own status was.

@@ -73,7 +73,7 @@ func (r repository) get(ctx context.Context, tag string, via []string) (audit.Ob
 	if m.Digest != "" && m.Digest != dgst {
 		return audit.Observation{}, r.nonsense(tag, fmt.Errorf("its header says %s, its bytes are %s", m.Digest, dgst))
 	}
-	kept, _, err := r.cache.Manifest(ctx, dgst, given{r.source(), m.Body})
+	kept, _, err := r.cache.Manifest(ctx, dgst, given{r.source("given"), m.Body})
 	if err != nil {
 		return audit.Observation{}, err
 	}
@@ -99,9 +99,11 @@ func (r repository) nonsense(reference string, err error) error {
 	return &upstream.Error{Upstream: r.Upstream, Op: "GET " + r.Repository + " " + reference, Nonsense: true, Err: err}
 }
 
-// source names where content comes from: what one client may have of a
-// repository, another may, so it is the repository.
-func (r repository) source() source { return source(r.Upstream + "/" + r.Repository) }
+// source names where content comes from, and as what: a repository that has no
+// blob of a digest may have a manifest.
+func (r repository) source(kind string) source {
+	return source(kind + " of " + r.Upstream + "/" + r.Repository)
+}
 
 type source string
 
@@ -110,7 +112,7 @@ func (s source) Name() string { return string(s) }
 
 // manifest is the source of a manifest by digest.
 func (r repository) manifest(dgst digest.Digest) cache.Source {
-	return manifestSource{r.source(), r, dgst}
+	return manifestSource{r.source("manifest"), r, dgst}
 }
 
 type manifestSource struct {
@@ -145,7 +147,9 @@ func (g given) Open(context.Context, int64, int64) (*cache.Content, error) {
 }
 
 // blob is the source of a blob.
-func (r repository) blob(dgst digest.Digest) cache.Source { return blobSource{r.source(), r, dgst} }
+func (r repository) blob(dgst digest.Digest) cache.Source {
+	return blobSource{r.source("blob"), r, dgst}
+}
 
 type blobSource struct {
 	source

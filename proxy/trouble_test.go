@@ -306,3 +306,19 @@ func TestDeadUpstreamCostsLittle(t *testing.T) {
 		t.Errorf("20 pulls asked the dead upstream %d times and took %v", n, took)
 	}
 }
+
+// A layer is no manifest, whether it is here or not: 404, not an error of ours.
+func TestLayerIsNoManifest(t *testing.T) {
+	m := newMirror(t, settings{})
+	img := upstreamtest.NewImage("a layer")
+	m.hub.Push("library/app", "1", img)
+	for range 2 {
+		for _, c := range []upstreamtest.Content{img.Layers[0], img.Config} {
+			if a := m.get("/v2/app/manifests/" + c.Digest.String()); a.status != 404 || a.code(t) != "MANIFEST_UNKNOWN" {
+				t.Errorf("a blob as a manifest = %d %s", a.status, a.body)
+			}
+		}
+		m.pull("app", "1", img)
+		m.settled()
+	}
+}

@@ -57,6 +57,9 @@ func Append(n int64, record []byte, old tlog.HashReader) ([]tlog.Hash, tlog.Tree
 	return hashes, tlog.Tree{N: n + 1, Hash: root}, err
 }
 
+// ErrRoot reports hashes that do not make the tree they should.
+var ErrRoot = errors.New("the log has another root")
+
 // Check tells whether the tree that hashes make of its first t.N entries is t.
 func Check(t tlog.Tree, hashes tlog.HashReader) error {
 	if t.N == 0 {
@@ -67,7 +70,7 @@ func Check(t tlog.Tree, hashes tlog.HashReader) error {
 		return err
 	}
 	if root != t.Hash {
-		return fmt.Errorf("the tree of the first %d entries has root %v, not %v", t.N, root, t.Hash)
+		return fmt.Errorf("%w: of the first %d entries it is %v, not %v", ErrRoot, t.N, root, t.Hash)
 	}
 	return nil
 }

@@ -27,7 +27,7 @@ log.key     signs the ledger. Keep it secret, and keep it.
 log.vkey    verifies the ledger. Give it to whoever should be able to check it.
 anchor      the last signed checkpoint, to notice an older or changed audit.db.
 tls/        certificates made for this server, and the internal CA.
-lock        held by the server that uses this folder.
+lock        held by the server that uses this folder; lock.holder says which.
 `
 
 // openData makes the folder if it is not there, and takes it.
@@ -48,7 +48,8 @@ func openData(path string) (*dataFolder, error) {
 		host = "unknown host"
 	}
 	holder := fmt.Sprintf("process %d on %s, since %s\n", os.Getpid(), host, time.Now().UTC().Format(time.RFC3339))
-	for name, text := range map[string]string{"lock": holder, "README": readme} {
+	// Beside the lock, for a file that is locked cannot be read everywhere.
+	for name, text := range map[string]string{"lock.holder": holder, "README": readme} {
 		if err := os.WriteFile(d.file(name), []byte(text), 0o644); err != nil {
 			d.Close()
 			return nil, fmt.Errorf("data folder: %w", err)
@@ -59,7 +60,7 @@ func openData(path string) (*dataFolder, error) {
 
 // holder is what the server that has the lock wrote about itself.
 func (d *dataFolder) holder() string {
-	text, err := os.ReadFile(d.file("lock"))
+	text, err := os.ReadFile(d.file("lock.holder"))
 	if err != nil || len(text) == 0 {
 		return "it does not say which"
 	}

@@ -34,6 +34,7 @@ func usage(err error) error { return &exitError{exitUsage, err} }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal does not wait for the drain
 	err := newRoot().ExecuteContext(ctx)
 	stop()
 	os.Exit(report(err))

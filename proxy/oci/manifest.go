@@ -97,7 +97,7 @@ func Describe(manifest []byte) (Description, error) {
 		}
 		dgst, err := ParseDigest(r.Digest)
 		if err != nil {
-			return Description{}, err
+			return Description{}, fmt.Errorf("manifest refers to %.100q, which is no digest", r.Digest)
 		}
 		size := int64(-1)
 		if r.Size != nil && *r.Size >= 0 {

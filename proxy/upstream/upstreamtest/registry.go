@@ -135,8 +135,8 @@ func New() *Registry {
 		manifest: make(map[string]Content), blobs: make(map[digest.Digest][]byte),
 		tokenFor: time.Minute, released: make(chan struct{}),
 	}
-	r.srv = httptest.NewServer(http.HandlerFunc(r.serve))
-	r.cdn = httptest.NewServer(http.HandlerFunc(r.serve))
+	r.srv = httptest.NewServer(r)
+	r.cdn = httptest.NewServer(r)
 	return r
 }
 
@@ -261,7 +261,9 @@ func (r *Registry) Reset() {
 	r.requests, r.faults, r.tokens = nil, nil, 0
 }
 
-func (r *Registry) serve(w http.ResponseWriter, q *http.Request) {
+// ServeHTTP answers as the registry does at its own address, for tests that put
+// something in front.
+func (r *Registry) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	if q.URL.Path == "/token" {
 		r.token(w, q)
 		return
