@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -193,12 +194,12 @@ func TestKey(t *testing.T) {
 // A flaky log cannot be read or written for a while.
 type flaky struct {
 	*sqlite.Store
-	err error
+	broken atomic.Bool
 }
 
 func (f *flaky) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
-	if f.err != nil {
-		return nil, f.err
+	if f.broken.Load() {
+		return nil, errors.New("too many open files")
 	}
 	return f.Store.ReadHashes(indexes)
 }
@@ -210,7 +211,8 @@ func TestTroubleReadingIsNotARollback(t *testing.T) {
 		dir := t.TempDir()
 		store := openStore(t, dir)
 		move(t, store, 0)
-		log := &flaky{Store: store, err: errors.New("too many open files")}
+		log := &flaky{Store: store}
+		log.broken.Store(true)
 		s := audit.NewSigner(log, openKey(t, dir), filepath.Join(dir, "anchor"), nil, quiet)
 		stop := run(t, s)
 		defer stop()
@@ -218,7 +220,7 @@ func TestTroubleReadingIsNotARollback(t *testing.T) {
 		if err := s.Err(); err == nil || errors.Is(err, audit.ErrRollback) || s.UnsignedSince().IsZero() {
 			t.Errorf("Err = %v, unsigned since %v; want trouble that is no rollback", err, s.UnsignedSince())
 		}
-		log.err = nil
+		log.broken.Store(false)
 		time.Sleep(2 * time.Minute)
 		if s.Err() != nil || s.Last().Tree.N != 1 || !s.UnsignedSince().IsZero() {
 			t.Errorf("afterwards: %v, %d entries signed, unsigned since %v", s.Err(), s.Last().Tree.N, s.UnsignedSince())
