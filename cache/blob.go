@@ -20,8 +20,9 @@ type Blob struct {
 	file File  // stored content
 	fill *fill // or arriving
 	src  Source
-	ctx  context.CancelFunc // of pass
-	pass *Content           // or not kept at all
+	pass *Content // or not kept at all
+
+	cancel context.CancelFunc // ends pass
 }
 
 // Close lets go of the content. A fill goes on without us for a while.
@@ -30,7 +31,7 @@ func (b *Blob) Close() error {
 		b.c.leave(b.fill)
 	}
 	if b.pass != nil {
-		b.ctx()
+		b.cancel()
 		return b.pass.Body.Close()
 	}
 	if b.file != nil {
@@ -65,7 +66,7 @@ func (b *Blob) Section(ctx context.Context, off, n int64) (io.WriterTo, error) {
 	case b.pass != nil && end >= 0 && end < b.Size:
 		return b.distant(ctx, off, n) // there is nothing that all of it would be fetched for
 	case b.pass != nil:
-		return &passing{dgst: b.Digest, content: b.pass, sum: b.Digest.Algorithm().Hash(), off: off, end: end}, nil
+		return &passing{b: b, content: b.pass, sum: b.Digest.Algorithm().Hash(), off: off, end: end}, nil
 	}
 	if b.Size >= 0 && end < b.Size && off > b.fill.frontier()+farAhead {
 		return b.distant(ctx, off, n)
@@ -114,8 +115,8 @@ func (b *Blob) reopen(ctx context.Context, off, end int64, cause error) (io.Writ
 	if err != nil {
 		return nil, err
 	}
-	b.pass, b.ctx, b.Outcome = p.pass, p.ctx, Pass
-	return &passing{dgst: b.Digest, content: b.pass, sum: b.Digest.Algorithm().Hash(), off: off, end: end}, nil
+	b.pass, b.cancel, b.Outcome = p.pass, p.cancel, Pass
+	return &passing{b: b, content: b.pass, sum: b.Digest.Algorithm().Hash(), off: off, end: end}, nil
 }
 
 // readAll returns the whole content, which must not be larger than limit.
@@ -253,7 +254,7 @@ func (a *arriving) goOn(w io.Writer) (int64, error) {
 		}
 	}
 	a.b.Outcome = Pass
-	p := &passing{dgst: a.b.Digest, content: content, sum: sum, at: n, off: a.off, end: a.end}
+	p := &passing{b: a.b, content: content, sum: sum, at: n, off: a.off, end: a.end}
 	return p.WriteTo(w)
 }
 
@@ -265,7 +266,7 @@ func (c *Cache) pass(ctx context.Context, dgst digest.Digest, src Source) (*Blob
 		cancel()
 		return nil, err
 	}
-	return &Blob{Digest: dgst, Size: content.Size, Outcome: Pass, c: c, src: src, ctx: cancel, pass: content}, nil
+	return &Blob{Digest: dgst, Size: content.Size, Outcome: Pass, c: c, src: src, cancel: cancel, pass: content}, nil
 }
 
 // passChunk is what a reader that is passed on keeps in memory, twice. There is
@@ -276,7 +277,7 @@ const passChunk = 32 << 10
 // bytes are hashed on the way and the last ones held back until they are known
 // to be right.
 type passing struct {
-	dgst     digest.Digest
+	b        *Blob
 	content  *Content
 	sum      hash.Hash
 	at       int64 // where content.Body stands
@@ -305,14 +306,16 @@ func (p *passing) WriteTo(w io.Writer) (written int64, err error) {
 			}
 			p.at += int64(m)
 		}
+		dgst := p.b.Digest
 		switch {
-		case rerr == io.EOF && digest.NewDigest(p.dgst.Algorithm(), p.sum) == p.dgst:
+		case p.end >= 0 && p.at >= p.end && p.end < p.b.Size, // the section ends before the last byte
+			rerr == io.EOF && digest.NewDigest(dgst.Algorithm(), p.sum) == dgst:
 			n, err := w.Write(held)
 			return written + int64(n), err
 		case rerr == io.EOF:
-			return written, fmt.Errorf("pass %s: %w after %d bytes", p.dgst, ErrMismatch, p.at)
+			return written, fmt.Errorf("pass %s: %w after %d bytes", dgst, ErrMismatch, p.at)
 		case rerr != nil:
-			return written, fmt.Errorf("pass %s: %w", p.dgst, rerr)
+			return written, fmt.Errorf("pass %s: %w", dgst, rerr)
 		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Exit codes, as CONTRACT promises them to scripts.
+// Exit codes. Scripts rely on them.
 const (
 	exitFailed = 1 // it did not work
 	exitUsage  = 2 // wrong usage or configuration

@@ -267,7 +267,7 @@ func TestTokenGuardsAllButHealthAndTheLog(t *testing.T) {
 	}
 }
 
-// Health, status and metrics say what CONTRACT promises, and warnings do not
+// Health, status and metrics have the names that others rely on, and warnings do not
 // make a mirror unready.
 func TestHealthStatusAndMetrics(t *testing.T) {
 	f := serve(t, 5, "")
