@@ -131,12 +131,24 @@ func (w *faultyWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-func (w *faultyWriter) Write(p []byte) (int, error) {
-	n, err := w.ResponseWriter.Write(p)
-	w.r.mu.Lock()
-	w.rec.Sent += int64(n)
-	w.r.mu.Unlock()
+// Write counts what it is about to send, piece by piece: who has received a byte
+// finds it counted.
+func (w *faultyWriter) Write(p []byte) (n int, err error) {
+	for len(p) > 0 && err == nil {
+		piece := p[:min(len(p), 64<<10)]
+		w.count(len(piece))
+		var m int
+		m, err = w.ResponseWriter.Write(piece)
+		w.count(m - len(piece))
+		n, p = n+m, p[m:]
+	}
 	return n, err
+}
+
+func (w *faultyWriter) count(n int) {
+	w.r.mu.Lock()
+	defer w.r.mu.Unlock()
+	w.rec.Sent += int64(n)
 }
 
 // send answers with content or the range of it that was asked for.
