@@ -155,7 +155,7 @@ func (c *Cache) evict(need int64) bool {
 			free -= max(0, f.reserved-f.frontier()) // promised, not yet written
 		}
 	}
-	if free+x.bytes+x.idle-need < c.minFree {
+	if need > 0 && free+x.bytes+x.idle-need < c.minFree {
 		return false // others have filled the disk; what is here is no help, and is needed
 	}
 	fits := func() bool {

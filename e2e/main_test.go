@@ -37,14 +37,7 @@ func TestMain(m *testing.M) {
 	} else {
 		code = m.Run()
 	}
-	skipped.Lock()
-	for _, s := range skipped.stories {
-		fmt.Fprintln(os.Stderr, "SKIPPED", s)
-	}
-	if n := len(skipped.stories); n > 0 {
-		fmt.Fprintf(os.Stderr, "%d stories were SKIPPED for want of programs; TIDEMARK_E2E=require makes that a failure\n", n)
-	}
-	skipped.Unlock()
+	tellSkipped()
 	if err := os.RemoveAll(dir); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = max(code, 1)
@@ -69,6 +62,29 @@ func watchSources() error {
 var skipped struct {
 	sync.Mutex
 	stories []string
+}
+
+// tellSkipped says which stories were skipped where somebody reads it: go test
+// shows nothing of a package that passes, so this goes to go test's own standard
+// error where the system lets us, else to the terminal, else to ours.
+func tellSkipped() {
+	skipped.Lock()
+	defer skipped.Unlock()
+	if len(skipped.stories) == 0 {
+		return
+	}
+	out := os.Stderr
+	for _, loud := range []string{fmt.Sprintf("/proc/%d/fd/2", os.Getppid()), "/dev/tty"} {
+		if f, err := os.OpenFile(loud, os.O_WRONLY|os.O_APPEND, 0); err == nil {
+			defer f.Close()
+			out = f
+			break
+		}
+	}
+	for _, s := range skipped.stories {
+		fmt.Fprintln(out, "SKIPPED", s)
+	}
+	fmt.Fprintf(out, "%d stories were SKIPPED for want of programs; TIDEMARK_E2E=require makes that a failure\n", len(skipped.stories))
 }
 
 // need returns the path of a program, under any of its names, or skips the

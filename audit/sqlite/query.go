@@ -88,18 +88,6 @@ func (s *Store) Events(ctx context.Context, q audit.EventQuery) ([]audit.Entry, 
 	return s.entries(ctx, "WHERE "+strings.Join(where, " AND ")+" ORDER BY idx "+order+" LIMIT ?", append(args, limit)...)
 }
 
-// Entry returns one entry. An index that is not in the log is fs.ErrNotExist.
-func (s *Store) Entry(ctx context.Context, index int64) (audit.Entry, error) {
-	es, err := s.entries(ctx, "WHERE idx = ?", index)
-	if err != nil {
-		return audit.Entry{}, err
-	}
-	if len(es) == 0 {
-		return audit.Entry{}, fmt.Errorf("entry %d: %w", index, fs.ErrNotExist)
-	}
-	return es[0], nil
-}
-
 // Leaves returns the leaves of the n entries from start on, all of them or an
 // error.
 func (s *Store) Leaves(ctx context.Context, start, n int64) ([][]byte, error) {
