@@ -40,7 +40,8 @@ type History func(digest.Digest) (left uuid.UUID, was bool)
 // upstream says is served at once, and every move is an event.
 type Policy struct{}
 
-const modeObserve = "observe"
+// ModeObserve is the mode of the zero Policy, as events and answers name it.
+const ModeObserve = "observe"
 
 // Next returns the state that follows s when upstream answers seen at now, and
 // what happened, if anything did. It touches neither clock nor storage: the
@@ -62,7 +63,7 @@ func (p Policy) Next(ref Ref, s State, past History, seen Observation, now time.
 		New:      &Content{Digest: seen.Digest, MediaType: seen.MediaType, Size: seen.Size},
 		Interval: &Interval{NotAfter: now},
 		Evidence: seen.Evidence,
-		Policy:   Effect{Mode: modeObserve, Effect: "serving-new", Served: seen.Digest},
+		Policy:   Effect{Mode: ModeObserve, Effect: "serving-new", Served: seen.Digest},
 	}
 	if s.Known() {
 		since, confirmed := s.HeadSince, s.LastConfirmed

@@ -165,7 +165,7 @@ func (h *Handler) tags(r *http.Request) (any, error) {
 		}
 		list.Tags = append(list.Tags, Tag{
 			Ref: t.Ref.String(), Head: t.State.Head, Served: t.State.Served, HeadSince: t.State.HeadSince,
-			LastConfirmed: t.State.LastConfirmed, Mode: "observe", Index: t.State.Index,
+			LastConfirmed: t.State.LastConfirmed, Mode: audit.ModeObserve, Index: t.State.Index,
 		})
 	}
 	return list, nil

@@ -19,14 +19,15 @@ type Kind int
 // The kinds of request that a pull consists of. Everything that would change a
 // repository is Push, whatever its route.
 const (
-	Ping     Kind = iota // GET /v2/
+	Invalid  Kind = iota // what Parse refused
+	Ping                 // GET /v2/
 	Manifest             // GET, HEAD /v2/<name>/manifests/<tag or digest>
 	Blob                 // GET, HEAD /v2/<name>/blobs/<digest>
 	TagList              // GET /v2/<name>/tags/list
 	Push                 // POST, PUT, PATCH, DELETE and upload sessions
 )
 
-var kindNames = [...]string{Ping: "ping", Manifest: "manifest", Blob: "blob", TagList: "tags", Push: "push"}
+var kindNames = [...]string{Invalid: "invalid", Ping: "ping", Manifest: "manifest", Blob: "blob", TagList: "tags", Push: "push"}
 
 // String is the kind as logs and metrics name it.
 func (k Kind) String() string { return kindNames[k] }
