@@ -15,32 +15,87 @@ import (
 // be added to, never changed.
 type Type string
 
+// The events about what a tag means upstream. After each of them but Deleted
+// the ref's head is New.
 const (
-	FirstSeen Type = "tag.first_seen" // the first confirmed answer about a ref
-	Moved     Type = "tag.moved"      // the head changed to a digest it never was before
-	Reverted  Type = "tag.reverted"   // the head changed back to an earlier one
+	FirstSeen  Type = "tag.first_seen" // the first confirmed answer about a ref
+	Moved      Type = "tag.moved"      // the head changed to a digest it never was before
+	Reverted   Type = "tag.reverted"   // the head changed back to an earlier one
+	Repackaged Type = "tag.repackaged" // other digest, the same config and layers on every platform
+	Restored   Type = "tag.restored"   // a deleted ref answers again, with the same digest or another
+	Deleted    Type = "tag.deleted"    // upstream has it no longer, by more than one sign
 )
 
+// The events about what a policy and its operators make of that.
+const (
+	Held      Type = "tag.held"         // New is not served, Old is
+	Released  Type = "tag.released"     // New is served from here on, Old was
+	Rejected  Type = "tag.rejected"     // an operator refused New
+	Withdrawn Type = "tag.withdrawn"    // upstream left New, which was never served, before its tenure
+	Violation Type = "policy.violation" // an immutable ref moved, or a rejected digest is the head again
+	Starved   Type = "policy.starved"   // the head moved long ago and nothing became eligible
+	Flapping  Type = "tag.flapping"     // the head goes back and forth; once when it begins, once when it ends
+)
+
+// The events about the record itself.
+const (
+	Inconsistent Type = "upstream.inconsistent" // a digest that is not that of the bytes, or that cannot be had
+	Gap          Type = "audit.gap"             // nothing could be observed for a while
+	Snapshot     Type = "audit.snapshot"        // a commitment to what all refs mean
+	Action       Type = "operator.action"       // somebody decided something
+	Forked       Type = "log.forked"            // the log goes on under a new origin
+)
+
+var types = map[Type]bool{
+	FirstSeen: true, Moved: true, Reverted: true, Repackaged: true, Restored: true, Deleted: true,
+	Held: true, Released: true, Rejected: true, Withdrawn: true, Violation: true, Starved: true, Flapping: true,
+	Inconsistent: true, Gap: true, Snapshot: true, Action: true, Forked: true,
+}
+
 // Known tells whether t is a type that this version writes.
-func (t Type) Known() bool { return t == FirstSeen || t == Moved || t == Reverted }
+func (t Type) Known() bool { return types[t] }
+
+// Moves tells the types after which the ref's head is New.
+func (t Type) Moves() bool {
+	return t == FirstSeen || t == Moved || t == Reverted || t == Repackaged || t == Restored
+}
 
 // An Event is one entry of the ledger. Its JSON is the leaf: it is encoded
-// once, stored and hashed as it is, and never encoded again.
+// once, stored and hashed as it is, and never encoded again. Fields that do not
+// belong to its type are absent. docs/formats.md has every key.
 type Event struct {
-	V        int       `json:"v"`
-	ID       uuid.UUID `json:"id"` // version 7 (RFC 9562): unique, and in order of time
-	Type     Type      `json:"type"`
-	Time     time.Time `json:"time"` // of the observation, milliseconds, UTC
-	Ref      Ref       `json:"ref"`
+	V    int       `json:"v"`
+	ID   uuid.UUID `json:"id"` // version 7 (RFC 9562): unique, and in order of time
+	Type Type      `json:"type"`
+	Time time.Time `json:"time"`         // milliseconds, UTC
+	Ref  Ref       `json:"ref,omitzero"` // zero when the event is about no single ref
+
 	Old      *Content  `json:"old,omitempty"`
 	New      *Content  `json:"new,omitempty"`
 	Interval *Interval `json:"interval,omitempty"`
-	Evidence Evidence  `json:"evidence"`
+	Evidence Evidence  `json:"evidence,omitzero"`
 
-	// RevertsEvent is the event that had moved the ref away from New.
+	// RevertsEvent is the event that had moved the ref away from New. Amends is
+	// the move that this one completes: an index that only grew.
 	RevertsEvent *uuid.UUID `json:"reverts_event,omitempty"`
+	Amends       *uuid.UUID `json:"amends,omitempty"`
 
-	Policy Effect `json:"policy"`
+	// Rebaseline tells that upstream was asked otherwise than before, with other
+	// credentials or another Accept profile, so that the move may be none.
+	Rebaseline bool `json:"rebaseline,omitempty"`
+
+	Class   Class    `json:"class,omitempty"`
+	Signals []string `json:"signals,omitempty"`
+	Diff    *DiffRef `json:"diff,omitempty"`
+
+	Reason   string       `json:"reason,omitempty"` // of releases, withdrawals and inconsistencies, in one word or sentence
+	Operator *Operator    `json:"operator,omitempty"`
+	Flap     *FlapCount   `json:"flap,omitempty"`
+	Gap      *Blind       `json:"gap,omitempty"`
+	Snapshot *Commitment  `json:"snapshot,omitempty"`
+	Fork     *ForkedTrees `json:"fork,omitempty"`
+
+	Policy Effect `json:"policy,omitzero"`
 }
 
 // Content is what a ref meant on one side of an event.
@@ -64,14 +119,79 @@ type Evidence struct {
 	Via           []string `json:"via"`                  // requests made, such as HEAD, GET
 	BodyVerified  bool     `json:"body_sha256_verified"` // the manifest's bytes were here and hash to the digest
 	AcceptProfile string   `json:"accept_profile"`
-	Trigger       string   `json:"trigger"` // what asked: pull
+	Identity      string   `json:"identity,omitempty"` // as whom upstream was asked: anonymous, or a short hash of the user's name
+	Edge          string   `json:"edge,omitempty"`     // which of upstream's machines answered, as it said itself
+	Trigger       string   `json:"trigger"`            // what asked: pull
+}
+
+// Profile names how upstream was asked. Answers to different profiles cannot
+// be compared.
+func (e Evidence) Profile() string {
+	if e.AcceptProfile == "" && e.Identity == "" {
+		return ""
+	}
+	return e.AcceptProfile + "/" + e.Identity
 }
 
 // An Effect says what the policy made of the event.
 type Effect struct {
-	Mode   string        `json:"mode"`
-	Effect string        `json:"effect"`
-	Served digest.Digest `json:"served"`
+	Rule   string        `json:"rule,omitempty"` // the name of the rule that applied; "" is the implicit last one
+	Mode   Mode          `json:"mode"`
+	Effect string        `json:"effect,omitempty"` // serving-new, serving-old or refusing
+	Served digest.Digest `json:"served,omitempty"`
+	Until  *time.Time    `json:"until,omitempty"` // when what is held becomes eligible, if nothing happens until then
+	SHA256 string        `json:"policy_sha256,omitempty"`
+}
+
+// The effects.
+const (
+	servingNew = "serving-new"
+	servingOld = "serving-old"
+	refusing   = "refusing"
+)
+
+// An Operator is who decided something, and why.
+type Operator struct {
+	Action string        `json:"action"` // approve, reject, hold, release, policy.changed, credentials.changed
+	Reason string        `json:"reason,omitempty"`
+	Digest digest.Digest `json:"digest,omitempty"`
+	Target string        `json:"target,omitempty"` // what it is about, if it is no ref: an upstream
+	Old    string        `json:"old,omitempty"`    // of policies their sha256, of credentials the identities
+	New    string        `json:"new,omitempty"`
+}
+
+// A FlapCount tells of a ref that goes back and forth.
+type FlapCount struct {
+	State   string          `json:"state"` // open or closed
+	Since   time.Time       `json:"since"`
+	Changes int             `json:"changes"`
+	Digests []digest.Digest `json:"digests,omitempty"`
+}
+
+// Blind is a time in which nothing could be observed.
+type Blind struct {
+	Start time.Time `json:"start"`
+	End   time.Time `json:"end"`
+	Cause string    `json:"cause"` // upstream, stopped or clock
+}
+
+// A Commitment is to the bytes of a listing: JSON lines, one a ref.
+type Commitment struct {
+	Digest    digest.Digest `json:"digest"`
+	Size      int64         `json:"size"`
+	Refs      int64         `json:"refs"`
+	Exposures digest.Digest `json:"exposures"` // of the listing of who pulled what, which is kept for a while only
+}
+
+// ForkedTrees are what was signed last under the old origin, and what the log
+// goes on from.
+type ForkedTrees struct {
+	OldOrigin string `json:"old_origin"`
+	NewOrigin string `json:"new_origin"`
+	OldSize   int64  `json:"old_size"`
+	OldRoot   string `json:"old_root"`
+	Size      int64  `json:"size"`
+	Root      string `json:"root"`
 }
 
 // leafVersion is the version of the leaf format, docs/formats.md.
@@ -103,5 +223,11 @@ func ParseLeaf(leaf []byte) (Event, error) {
 	return e, nil
 }
 
-// moves tells the events after which the ref's head is New.
-func (e Event) moves() bool { return e.Type.Known() }
+// newID returns an event's identity.
+func newID() uuid.UUID {
+	id, err := uuid.NewV7()
+	if err != nil {
+		panic("audit: no randomness: " + err.Error())
+	}
+	return id
+}

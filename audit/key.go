@@ -59,7 +59,7 @@ func OpenKey(dir, origin string, fresh bool) (*Key, error) {
 	}
 	vkeyPath := filepath.Join(dir, "log.vkey")
 	if _, err := os.Stat(vkeyPath); errors.Is(err, fs.ErrNotExist) {
-		err = writeFile(vkeyPath, []byte(k.VKey+"\n"), 0o644)
+		err = WriteFile(vkeyPath, []byte(k.VKey+"\n"), 0o644)
 		if err != nil {
 			return nil, err
 		}
@@ -72,10 +72,10 @@ func makeKey(dir, origin string) (*Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make log key: %w", err)
 	}
-	if err := writeFile(filepath.Join(dir, "log.key"), []byte(skey+"\n"), 0o600); err != nil {
+	if err := WriteFile(filepath.Join(dir, "log.key"), []byte(skey+"\n"), 0o600); err != nil {
 		return nil, err
 	}
-	if err := writeFile(filepath.Join(dir, "log.vkey"), []byte(vkey+"\n"), 0o644); err != nil {
+	if err := WriteFile(filepath.Join(dir, "log.vkey"), []byte(vkey+"\n"), 0o644); err != nil {
 		return nil, err
 	}
 	return parseKey(skey)
@@ -112,9 +112,9 @@ func verifierKey(skey string) (string, error) {
 	return note.NewEd25519VerifierKey(fields[2], ed25519.NewKeyFromSeed(key[1:]).Public().(ed25519.PublicKey))
 }
 
-// writeFile replaces path by data so that a crash leaves the old or the new
+// WriteFile replaces path by data so that a crash leaves the old or the new
 // file, whole, and a power cut after it returned the new one.
-func writeFile(path string, data []byte, mode fs.FileMode) error {
+func WriteFile(path string, data []byte, mode fs.FileMode) error {
 	tmp, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
 	if err != nil {
 		return err

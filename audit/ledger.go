@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"github.com/opencontainers/go-digest"
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/singleflight"
 )
@@ -18,15 +20,39 @@ import (
 // and cannot be now: nothing is told to a client before it is in the ledger.
 var ErrLedger = errors.New("the ledger cannot be written")
 
-// An Ask finds out what upstream says about a ref. known is what the ledger
-// has; a digest other than known.Head must have been checked against the bytes
-// of the manifest, and these must be in the cache. An error means that upstream
-// gave no answer about the tag, whatever the reason.
-type Ask func(ctx context.Context, known State) (Observation, error)
+// ErrDenied reports a ref that a rule denies: nothing is served for it.
+var ErrDenied = errors.New("the policy denies this tag")
+
+// ErrTooNew reports a ref of which nothing is old enough yet to be served.
+var ErrTooNew = errors.New("nothing that this tag meant is old enough yet")
+
+// ErrDeleted reports a ref that upstream deleted, under a rule that follows it.
+var ErrDeleted = errors.New("upstream has deleted this tag")
+
+// A Question is what an Ask is asked.
+type Question struct {
+	Known State // what the ledger has
+
+	// Corroborate tells that one more absence would make the ref deleted: then
+	// the answer needs another sign of it.
+	Corroborate bool
+}
+
+// An Ask finds out what upstream says about a ref. A digest other than the
+// known head must have been checked against the bytes of the manifest, and these
+// must be in the cache. An error means that upstream gave no answer about the
+// tag, whatever the reason; that it contradicts itself is an InconsistentError.
+type Ask func(ctx context.Context, q Question) (Observation, error)
 
 // Options configure a Ledger. Store is required.
 type Options struct {
-	Store Store
+	Store  Store
+	Memory Memory  // nil remembers nothing
+	Policy *Policy // nil observes
+
+	// Compare finds out what changed between two digests of a ref, as far as it
+	// can be told soon. Nil tells nothing.
+	Compare func(ctx context.Context, ref Ref, old, new digest.Digest) *Comparison
 
 	// TTL is how long an answer of upstream is good. 0 asks at every pull, once
 	// for all who wait at the same time.
@@ -43,6 +69,9 @@ type Options struct {
 	// before anyone is answered by it.
 	Recorded func(index int64, e Event)
 
+	// Answered, if set, is told of every question to an upstream how it ended.
+	Answered func(ref Ref, err error)
+
 	// Now is the clock. Default time.Now.
 	Now func() time.Time
 
@@ -53,11 +82,14 @@ type Options struct {
 // to have confirmations recorded and background work awaited.
 type Ledger struct {
 	store      Store
-	policy     Policy
+	memory     Memory
+	policy     atomic.Pointer[Policy]
+	compare    func(context.Context, Ref, digest.Digest, digest.Digest) *Comparison
 	ttl        time.Duration
 	background bool
 	askTimeout time.Duration
 	recorded   func(int64, Event)
+	answered   func(Ref, error)
 	now        func() time.Time
 	log        zerolog.Logger
 
@@ -75,11 +107,18 @@ type Ledger struct {
 // store. Forgetting it costs a query, nothing else.
 type recent struct {
 	state   State
+	rule    *Rule
 	checked time.Time // when upstream last answered; zero when it only was loaded
+	due     time.Time // when the answer may be another whatever upstream says, zero for never
 	stale   error     // why the last question got no answer, nil if it did
 }
 
-// recentMost bounds the refs remembered: about 20 MB of them.
+// fresh tells whether the answer is good without asking anybody.
+func (r recent) fresh(now time.Time, ttl time.Duration) bool {
+	return !r.checked.IsZero() && now.Sub(r.checked) < ttl && (r.due.IsZero() || now.Before(r.due))
+}
+
+// recentMost bounds the refs remembered: about 30 MB of them.
 const recentMost = 1 << 16
 
 // New returns a ledger on o.Store. It starts nothing.
@@ -89,9 +128,16 @@ func New(o Options) *Ledger {
 		panic("audit: " + err.Error())
 	}
 	l := &Ledger{
-		store: o.Store, ttl: o.TTL, background: o.Background, askTimeout: o.AskTimeout,
-		recorded: o.Recorded, now: o.Now, log: o.Log,
+		store: o.Store, memory: o.Memory, compare: o.Compare, ttl: o.TTL, background: o.Background, askTimeout: o.AskTimeout,
+		recorded: o.Recorded, answered: o.Answered, now: o.Now, log: o.Log,
 		recent: lru, confirmed: make(map[Ref]time.Time),
+	}
+	l.policy.Store(o.Policy)
+	if l.compare == nil {
+		l.compare = func(context.Context, Ref, digest.Digest, digest.Digest) *Comparison { return nil }
+	}
+	if l.answered == nil {
+		l.answered = func(Ref, error) {}
 	}
 	if l.askTimeout == 0 {
 		l.askTimeout = 30 * time.Second
@@ -109,21 +155,36 @@ func New(o Options) *Ledger {
 // makes the interval of the next move wider, never wrong.
 const confirmEvery = 10 * time.Second
 
-// Run records confirmations until ctx ends, and then those that are left.
+// Run records confirmations until ctx ends, and then those that are left, and
+// that the ledger is awake.
 func (l *Ledger) Run(ctx context.Context) error {
 	tick := time.NewTicker(confirmEvery)
 	defer tick.Stop()
-	for {
+	for awake := 0; ; {
 		select {
 		case <-tick.C:
 			l.confirm(ctx)
+			if awake++; l.memory != nil && time.Duration(awake)*confirmEvery >= aliveEvery {
+				awake = 0
+				l.note(ctx)
+			}
 		case <-ctx.Done():
 			l.wg.Wait()
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 			defer cancel()
 			l.confirm(ctx)
+			if l.memory != nil {
+				l.note(ctx)
+			}
 			return nil
 		}
+	}
+}
+
+// note writes down that the ledger is awake.
+func (l *Ledger) note(ctx context.Context) {
+	if err := l.memory.Remember(ctx, memoryAlive, l.now().UTC().Format(time.RFC3339)); err != nil {
+		l.log.Warn().Err(err).Msg("that the ledger is awake could not be written down; a gap may be told as longer than it was")
 	}
 }
 
@@ -154,6 +215,7 @@ func (l *Ledger) confirm(ctx context.Context) {
 // An Answer is what a ref means, as far as is known.
 type Answer struct {
 	State
+	Rule *Rule
 
 	// Asked tells that upstream was asked, by this caller or one before it in
 	// the same moment.
@@ -167,17 +229,34 @@ type Answer struct {
 	Stale error
 }
 
+// Withheld is the head that is not served, since when it may be if nothing
+// happens until then, and the word for why. It is "" when the head is served.
+func (a Answer) Withheld() (head digest.Digest, until *time.Time, why string) {
+	return withheld(a.State, a.Rule)
+}
+
+func withheld(s State, r *Rule) (head digest.Digest, until *time.Time, why string) {
+	if s.Head == s.Served || !s.Known() {
+		return "", nil, ""
+	}
+	return s.Head, s.until(r), s.why(r)
+}
+
 // Resolve says which digest ref means: from memory while the last answer is
 // good, else by asking upstream through ask. What it returns is in the ledger,
 // durably. When upstream has no answer, or the ledger cannot be written, a ref
 // that is known is answered with what is recorded, and Stale says why; one that
-// is not known is an error.
+// is not known is an error. So are refs for which a rule has nothing to serve:
+// ErrDenied, ErrTooNew, ErrDeleted.
 func (l *Ledger) Resolve(ctx context.Context, ref Ref, ask Ask) (Answer, error) {
 	l.mu.Lock()
 	r, ok := l.recent.Get(ref)
 	l.mu.Unlock()
-	if ok && !r.checked.IsZero() && l.now().Sub(r.checked) < l.ttl {
-		return Answer{State: r.state}, nil
+	if ok && r.fresh(l.now(), l.ttl) {
+		return servable(ref, Answer{State: r.state, Rule: r.rule})
+	}
+	if rule := l.policy.Load().Rule(ref); rule.Mode == Deny {
+		return Answer{}, fmt.Errorf("%s: rule %q: %w", ref, rule.Name, ErrDenied)
 	}
 	// The ask is everybody's: it goes on when the one who caused it leaves.
 	ch := l.flights.DoChan(ref.String(), func() (any, error) {
@@ -190,7 +269,7 @@ func (l *Ledger) Resolve(ctx context.Context, ref Ref, ask Ask) (Answer, error) 
 	if l.background {
 		s, err := l.known(ctx, ref)
 		if err == nil && s.Known() {
-			return Answer{State: s, Stale: r.stale}, nil
+			return servable(ref, Answer{State: s, Rule: l.policy.Load().Rule(ref), Stale: r.stale})
 		}
 	}
 	select {
@@ -198,10 +277,25 @@ func (l *Ledger) Resolve(ctx context.Context, ref Ref, ask Ask) (Answer, error) 
 		if res.Err != nil {
 			return Answer{}, res.Err
 		}
-		return res.Val.(Answer), nil
+		return servable(ref, res.Val.(Answer))
 	case <-ctx.Done():
 		return Answer{}, context.Cause(ctx)
 	}
+}
+
+// servable refuses an answer that has nothing to serve.
+func servable(ref Ref, a Answer) (Answer, error) {
+	switch {
+	case a.Served == "":
+		until := ""
+		if t := a.State.until(a.Rule); t != nil {
+			until = " until " + t.Format(time.RFC3339)
+		}
+		return Answer{}, fmt.Errorf("%s: rule %q%s: %w", ref, a.Rule.Name, until, ErrTooNew)
+	case !a.Deleted.IsZero() && a.Hold == nil && a.Rule.OnDeleted == DeletedRefuse:
+		return Answer{}, fmt.Errorf("%s: since %s: %w", ref, a.Deleted.Format(time.RFC3339), ErrDeleted)
+	}
+	return a, nil
 }
 
 // known returns what is recorded of ref, from memory or from the store.
@@ -229,94 +323,218 @@ func (l *Ledger) refresh(ctx context.Context, ref Ref, ask Ask) (Answer, error) 
 	if err != nil {
 		return Answer{}, fmt.Errorf("resolve %s: %w: %w", ref, ErrLedger, err)
 	}
-	seen, err := ask(ctx, s)
+	policy := l.policy.Load()
+	rule := policy.Rule(ref)
+	seen, err := ask(ctx, Question{Known: s, Corroborate: s.Deleted.IsZero() && s.doubted(policy, l.now(), 1)})
 	now := l.now()
+	l.answered(ref, err)
+	var bad *InconsistentError
+	switch {
+	case errors.As(err, &bad) && s.Known():
+		return l.refuse(ctx, ref, s, rule, bad, now), nil
+	case err != nil && !s.Known():
+		return Answer{}, fmt.Errorf("resolve %s: %w", ref, err)
+	case err != nil:
+		l.unconfirmed(ref, s, rule, err)
+		return Answer{State: s, Rule: rule, Asked: true, Stale: err}, nil
+	}
+	seen.Blind = l.blind(ref)
+	if seen.Absent != nil || seen.Digest == s.Head {
+		// What does not change the state does not touch the store.
+		next, events := policy.Next(ref, Record{State: s}, seen, now)
+		if len(events) == 0 && unchanged(s, next) {
+			return l.confirmedly(ref, next, policy, now, seen.Absent), nil
+		}
+	} else if s.Known() {
+		seen.Change = l.compare(ctx, ref, s.Head, seen.Digest)
+	}
+	next, err := l.advance(ctx, ref, s, func(r Record) (State, []Event, error) {
+		s, events := policy.Next(ref, r, seen, now)
+		return s, events, nil
+	})
 	if err != nil {
-		if !s.Known() {
-			return Answer{}, fmt.Errorf("resolve %s: %w", ref, err)
-		}
-		l.unconfirmed(ref, s, err)
-		return Answer{State: s, Asked: true, Stale: err}, nil
+		return l.unrecorded(ref, s, rule, err)
 	}
-	if s.Known() && seen.Digest == s.Head {
-		s, _ = l.policy.Next(ref, s, nil, seen, now)
-		l.remember(ref, s, now, true)
-		return Answer{State: s, Asked: true}, nil
+	a := l.confirmedly(ref, next, policy, now, seen.Absent)
+	a.New = next.Served != s.Served
+	return a, nil
+}
+
+// confirmedly remembers what upstream's answer came to. That there is no such
+// tag confirms nothing about the state, and is asked again.
+func (l *Ledger) confirmedly(ref Ref, s State, p *Policy, now time.Time, absent error) Answer {
+	rule := p.Rule(ref)
+	if absent != nil {
+		l.unconfirmed(ref, s, rule, absent)
+	} else {
+		l.remember(ref, s, p, now)
 	}
-	next, err := l.advance(ctx, ref, s, seen, now)
-	if err != nil {
-		l.unwritable.Store(&err)
-		l.forget(ref) // it may be recorded nevertheless: the store knows
-		if l.background {
-			l.log.Warn().Err(err).Str("upstream", ref.Upstream).Str("repo", ref.Repository).Str("tag", ref.Tag).Msg("a move could not be recorded and is not served")
-		}
-		if !s.Known() {
-			return Answer{}, fmt.Errorf("resolve %s: %w: %w", ref, ErrLedger, err)
-		}
-		return Answer{State: s, Asked: true, Stale: fmt.Errorf("%w: %w", ErrLedger, err)}, nil
+	return Answer{State: s, Rule: rule, Asked: true, Stale: absent}
+}
+
+// unchanged tells states apart by more than when the head was confirmed.
+func unchanged(a, b State) bool {
+	a.LastConfirmed = b.LastConfirmed
+	return reflect.DeepEqual(a, b)
+}
+
+// unrecorded answers when the ledger could not be written.
+func (l *Ledger) unrecorded(ref Ref, s State, rule *Rule, err error) (Answer, error) {
+	l.unwritable.Store(&err)
+	l.forget(ref) // it may be recorded nevertheless: the store knows
+	if l.background {
+		l.log.Warn().Err(err).Str("upstream", ref.Upstream).Str("repo", ref.Repository).Str("tag", ref.Tag).Msg("a move could not be recorded and is not served")
 	}
-	l.unwritable.Store(nil)
-	l.remember(ref, next, now, false)
-	return Answer{State: next, Asked: true, New: next.Served != s.Served}, nil
+	if !s.Known() {
+		return Answer{}, fmt.Errorf("resolve %s: %w: %w", ref, ErrLedger, err)
+	}
+	return Answer{State: s, Rule: rule, Asked: true, Stale: fmt.Errorf("%w: %w", ErrLedger, err)}, nil
+}
+
+// refuse records that upstream contradicts itself, and answers with what is known.
+func (l *Ledger) refuse(ctx context.Context, ref Ref, s State, rule *Rule, bad *InconsistentError, now time.Time) Answer {
+	policy := l.policy.Load()
+	if s.Refused != bad.Claimed {
+		next, err := l.advance(ctx, ref, s, func(r Record) (State, []Event, error) {
+			s, events := policy.Refuse(ref, r, bad, now)
+			return s, events, nil
+		})
+		if err != nil {
+			l.unwritable.Store(&err)
+			l.log.Warn().Err(err).Str("upstream", ref.Upstream).Str("repo", ref.Repository).Str("tag", ref.Tag).Msg("that upstream contradicts itself could not be recorded")
+		} else {
+			s = next
+		}
+	}
+	l.unconfirmed(ref, s, rule, bad)
+	return Answer{State: s, Rule: rule, Asked: true, Stale: bad}
 }
 
 // recordTimeout bounds one write of the ledger.
 const recordTimeout = 10 * time.Second
 
-// advance records an observation that is not what was known.
-func (l *Ledger) advance(ctx context.Context, ref Ref, known State, seen Observation, now time.Time) (State, error) {
+// advance records what next makes of a ref.
+func (l *Ledger) advance(ctx context.Context, ref Ref, known State, next func(Record) (State, []Event, error)) (State, error) {
 	// However long upstream took to answer: this is the ledger's own time.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 	defer cancel()
 	var events []Event
-	s, err := l.store.Advance(ctx, ref, func(s State, past History) (State, []Event) {
-		if known.Head == s.Head && known.LastConfirmed.After(s.LastConfirmed) {
-			s.LastConfirmed = known.LastConfirmed // not written down yet
+	s, err := l.store.Advance(ctx, ref, func(r Record) (s State, _ []Event, err error) {
+		if known.Head == r.State.Head && known.LastConfirmed.After(r.State.LastConfirmed) {
+			r.State.LastConfirmed = known.LastConfirmed // not written down yet
 		}
-		s, events = l.policy.Next(ref, s, past, seen, now)
-		for i := range events {
-			events[i].ID = newID()
+		if s, events, err = next(r); err != nil {
+			return s, nil, err
 		}
-		return s, events
+		Identify(&s, events)
+		return s, events, nil
 	})
 	if err != nil {
 		return State{}, err
 	}
+	l.unwritable.Store(nil)
 	for i, e := range events {
 		l.recorded(s.Index-int64(len(events)-1-i), e)
 	}
 	return s, nil
 }
 
-// newID returns an event's identity.
-func newID() uuid.UUID {
-	id, err := uuid.NewV7()
+// Decide carries out an operator's decision about ref: recorded, durably, when
+// it returns, and what Resolve answers from then on. Its errors are those of
+// Policy.Decide, and ErrLedger.
+func (l *Ledger) Decide(ctx context.Context, ref Ref, d Decision) (State, error) {
+	s, err := l.known(ctx, ref)
 	if err != nil {
-		panic("audit: no randomness: " + err.Error())
+		return State{}, fmt.Errorf("%s %s: %w: %w", d.Action, ref, ErrLedger, err)
 	}
-	return id
+	policy, now := l.policy.Load(), l.now()
+	var refused error
+	next, err := l.advance(ctx, ref, s, func(r Record) (s State, events []Event, _ error) {
+		s, events, refused = policy.Decide(ref, r, d, now)
+		return s, events, refused
+	})
+	if refused != nil {
+		return State{}, refused
+	}
+	l.forget(ref)
+	if err != nil {
+		l.unwritable.Store(&err)
+		return State{}, fmt.Errorf("%s %s: %w: %w", d.Action, ref, ErrLedger, err)
+	}
+	return next, nil
 }
 
-func (l *Ledger) remember(ref Ref, s State, checked time.Time, confirmed bool) {
+// Policy is what decides at present.
+func (l *Ledger) Policy() *Policy { return l.policy.Load() }
+
+// SetPolicy has p decide from here on. That it changed is recorded first.
+func (l *Ledger) SetPolicy(ctx context.Context, p *Policy, reason string) error {
+	if old := l.policy.Load(); old.SHA256() != p.SHA256() {
+		op := &Operator{Action: "policy.changed", Reason: reason, Old: old.SHA256(), New: p.SHA256()}
+		if err := l.append(ctx, Event{Type: Action, Operator: op}); err != nil {
+			return err
+		}
+	}
+	l.policy.Store(p)
+	l.mu.Lock()
+	l.recent.Purge()
+	l.mu.Unlock()
+	return nil
+}
+
+// Tag is a ref as it is decided about at present.
+func (l *Ledger) Tag(ref Ref, s State) Tag { return Tag{ref, s, l.Policy().Rule(ref)} }
+
+// append records an event that is about no single ref.
+func (l *Ledger) append(ctx context.Context, e Event) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
+	defer cancel()
+	e.ID, e.Time = newID(), l.now().UTC().Truncate(time.Millisecond)
+	e.Policy = Effect{SHA256: l.policy.Load().SHA256()}
+	index, err := l.store.Append(ctx, e)
+	if err != nil {
+		l.unwritable.Store(&err)
+		return fmt.Errorf("record %s: %w: %w", e.Type, ErrLedger, err)
+	}
+	l.unwritable.Store(nil)
+	l.recorded(index, e)
+	return nil
+}
+
+func (l *Ledger) remember(ref Ref, s State, p *Policy, checked time.Time) {
+	r := recent{state: s, rule: p.Rule(ref), checked: checked, due: s.due(p, ref)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.recent.Add(ref, recent{state: s, checked: checked})
-	if confirmed {
-		l.confirmed[ref] = s.LastConfirmed
+	if l.policy.Load() != p {
+		l.recent.Remove(ref) // decided by a policy that is none any more
+		return
 	}
+	l.recent.Add(ref, r)
+	l.confirmed[ref] = s.LastConfirmed
 }
 
 // unconfirmed keeps why upstream did not answer, for those who do not wait for
 // it, and says so once for each ref that nobody waits for.
-func (l *Ledger) unconfirmed(ref Ref, s State, why error) {
+func (l *Ledger) unconfirmed(ref Ref, s State, rule *Rule, why error) {
 	l.mu.Lock()
 	r, _ := l.recent.Get(ref)
 	first := r.stale == nil
-	l.recent.Add(ref, recent{state: s, checked: time.Time{}, stale: why})
+	l.recent.Add(ref, recent{state: s, rule: rule, checked: time.Time{}, stale: why})
 	l.mu.Unlock()
 	if l.background && first {
 		l.log.Warn().Err(why).Str("upstream", ref.Upstream).Str("repo", ref.Repository).Str("tag", ref.Tag).Msg("tag is served unconfirmed")
 	}
+}
+
+// blind is why upstream gave no answer the last time, "" if it did. That there
+// is no such tag is an answer.
+func (l *Ledger) blind(ref Ref) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if r, ok := l.recent.Peek(ref); ok && r.stale != nil && !errors.Is(r.stale, fs.ErrNotExist) {
+		return r.stale.Error()
+	}
+	return ""
 }
 
 func (l *Ledger) forget(ref Ref) {

@@ -41,7 +41,7 @@ func (u *upstream) set(says string, err error) {
 	u.says, u.err = says, err
 }
 
-func (u *upstream) ask(context.Context, audit.State) (audit.Observation, error) {
+func (u *upstream) ask(context.Context, audit.Question) (audit.Observation, error) {
 	u.asked.Add(1)
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -107,7 +107,7 @@ func TestThoseWhoWaitShareOneQuestion(t *testing.T) {
 		l := audit.New(audit.Options{Store: store})
 		var asked atomic.Int64
 		release := make(chan struct{})
-		ask := func(ctx context.Context, _ audit.State) (audit.Observation, error) {
+		ask := func(ctx context.Context, _ audit.Question) (audit.Observation, error) {
 			asked.Add(1)
 			select {
 			case <-release:
@@ -173,7 +173,7 @@ type faulty struct {
 	advance func(do func() (audit.State, error)) (audit.State, error)
 }
 
-func (f *faulty) Advance(ctx context.Context, ref audit.Ref, next func(audit.State, audit.History) (audit.State, []audit.Event)) (audit.State, error) {
+func (f *faulty) Advance(ctx context.Context, ref audit.Ref, next func(audit.Record) (audit.State, []audit.Event, error)) (audit.State, error) {
 	do := func() (audit.State, error) { return f.Store.Advance(ctx, ref, next) }
 	if f.advance != nil {
 		return f.advance(do)
@@ -287,7 +287,7 @@ func BenchmarkResolveWithinTTL(b *testing.B) {
 		b.Fatal(err)
 	}
 	l := audit.New(audit.Options{Store: store, TTL: time.Hour})
-	ask := func(context.Context, audit.State) (audit.Observation, error) {
+	ask := func(context.Context, audit.Question) (audit.Observation, error) {
 		return audit.Observation{Digest: digest.FromString("a")}, nil
 	}
 	if _, err := l.Resolve(b.Context(), audittest.Ref("1"), ask); err != nil {

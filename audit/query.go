@@ -5,6 +5,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // An Entry is an event in its place in the log, with the bytes that are hashed.
@@ -13,15 +15,44 @@ type Entry struct {
 	Leaf  []byte
 }
 
-// A Tag is a ref and what is recorded of it.
+// A Tag is a ref, what is recorded of it, and the rule that decides about it.
 type Tag struct {
 	Ref   Ref
 	State State
+	Rule  *Rule
+}
+
+// Withheld is what Answer.Withheld tells.
+func (t Tag) Withheld() (head digest.Digest, until *time.Time, why string) {
+	return withheld(t.State, t.Rule)
+}
+
+// A Stint is a time in which a ref meant one digest.
+type Stint struct {
+	Digest        digest.Digest
+	MediaType     string
+	Size          int64
+	NotBefore     *time.Time // the last answer that confirmed the digest before
+	FirstSeen     time.Time
+	LastConfirmed time.Time
+	Ended         *time.Time    // when another was seen, or none
+	EndReason     string        // the type of the event that ended it
+	Index         int64         // of the event that began it
+	Basis         string        // observed
+	Diff          digest.Digest // from the one before, "" without one
+}
+
+// A Kept digest is one whose bytes are to be kept: firmly, because it is served
+// although upstream may have forgotten it, or as history, while there is room.
+type Kept struct {
+	Digest digest.Digest
+	Firm   bool
 }
 
 // A TagQuery selects tags in order of their refs. The zero value selects all.
 type TagQuery struct {
 	Match      Glob
+	Held       *bool     // only those of which something is held back, or only others
 	MovedSince time.Time // the head is what it is since this time or later
 	After      Ref       // refs that follow this one
 	Limit      int       // 0 is no limit
@@ -41,7 +72,10 @@ type EventQuery struct {
 // A Glob matches refs as they are written: ? is one character and * any number
 // of them within a component, ** any number of anything. The zero Glob matches
 // all.
-type Glob struct{ re *regexp.Regexp }
+type Glob struct {
+	pattern string
+	re      *regexp.Regexp
+}
 
 // ParseGlob compiles a pattern such as docker.io/library/*:latest.
 func ParseGlob(pattern string) (Glob, error) {
@@ -70,7 +104,15 @@ func ParseGlob(pattern string) (Glob, error) {
 	if err != nil {
 		return Glob{}, fmt.Errorf("pattern %q: %w", pattern, err)
 	}
-	return Glob{re}, nil
+	return Glob{pattern, re}, nil
+}
+
+// Prefix is what every ref that the pattern stands for begins with.
+func (g Glob) Prefix() string {
+	if i := strings.IndexAny(g.pattern, "*?"); i >= 0 {
+		return g.pattern[:i]
+	}
+	return g.pattern
 }
 
 // Matches tells whether the pattern stands for ref.

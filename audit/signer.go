@@ -31,6 +31,7 @@ type Signer struct {
 	logger zerolog.Logger
 	grown  chan struct{} // holds one wake-up
 
+	onSigned func()
 	restored bool // what was signed last has been read; Run's own
 
 	mu     sync.Mutex
@@ -38,6 +39,15 @@ type Signer struct {
 	err    error     // why nothing is signed now
 	since  time.Time // when the log grew beyond what is signed, zero if it did not
 }
+
+// Intact tells whether log contains what was signed last with key: nil, or what
+// does not fit, which is ErrRollback if it is that.
+func Intact(ctx context.Context, log Log, key *Key, anchor string) error {
+	return NewSigner(log, key, anchor, nil, zerolog.Nop()).restore(ctx)
+}
+
+// OnSigned has f called after every signature. It is called before Run.
+func (s *Signer) OnSigned(f func()) { s.onSigned = f }
 
 // Signed is a signed checkpoint.
 type Signed struct {
@@ -54,7 +64,7 @@ var ErrNoKey = errors.New("the log's key is missing: put log.key back")
 // file anchor. Without a key, nil, nothing is signed and Err says so. now is the
 // clock, nil for time.Now. It starts nothing.
 func NewSigner(log Log, key *Key, anchor string, now func() time.Time, logger zerolog.Logger) *Signer {
-	s := &Signer{log: log, key: key, anchor: anchor, now: now, logger: logger, grown: make(chan struct{}, 1)}
+	s := &Signer{log: log, key: key, anchor: anchor, now: now, logger: logger, grown: make(chan struct{}, 1), onSigned: func() {}}
 	if now == nil {
 		s.now = time.Now
 	}
@@ -241,12 +251,13 @@ func (s *Signer) signAfter(ctx context.Context, last Signed) error {
 	if err := s.log.SaveCheckpoint(ctx, tree, note, now); err != nil {
 		return fmt.Errorf("save checkpoint: %w", err)
 	}
-	if err := writeFile(s.anchor, note, 0o644); err != nil {
+	if err := WriteFile(s.anchor, note, 0o644); err != nil {
 		return fmt.Errorf("write anchor: %w", err)
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.signed = Signed{note, tree, now}
+	s.mu.Unlock()
+	s.onSigned()
 	return nil
 }
 

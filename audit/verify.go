@@ -107,8 +107,9 @@ func extends(ctx context.Context, tiles torchwood.TileReader, old, new tlog.Tree
 type chains map[Ref]link
 
 type link struct {
-	head  digest.Digest
-	after time.Time // NotAfter of the last event
+	head    digest.Digest
+	after   time.Time // NotAfter of the last event
+	deleted bool
 }
 
 func (c chains) add(index int64, leaf []byte) *Problem {
@@ -116,20 +117,29 @@ func (c chains) add(index int64, leaf []byte) *Problem {
 	if err != nil {
 		return &Problem{index, "", err.Error()}
 	}
-	if !e.moves() {
+	if !e.Type.Moves() && e.Type != Deleted {
 		return nil
 	}
 	last, known := c[e.Ref]
-	switch {
-	case e.New == nil || e.Interval == nil:
-		return &Problem{index, e.Ref.String(), fmt.Sprintf("%s without a new digest or an interval", e.Type)}
-	case known != (e.Type != FirstSeen):
-		return &Problem{index, e.Ref.String(), fmt.Sprintf("%s, but the ref was known before: %t", e.Type, known)}
-	case known && (e.Old == nil || e.Old.Digest != last.head):
-		return &Problem{index, e.Ref.String(), fmt.Sprintf("moves away from another digest than %s, which the ref had", last.head)}
-	case known && (e.Interval.NotBefore == nil || e.Interval.NotBefore.Before(last.after) || e.Interval.NotAfter.Before(*e.Interval.NotBefore)):
-		return &Problem{index, e.Ref.String(), "its interval overlaps the one before"}
+	problem := func(format string, args ...any) *Problem {
+		return &Problem{index, e.Ref.String(), fmt.Sprintf(format, args...)}
 	}
-	c[e.Ref] = link{e.New.Digest, e.Interval.NotAfter}
+	switch {
+	case e.Interval == nil || e.Type.Moves() && e.New == nil:
+		return problem("%s without a new digest or an interval", e.Type)
+	case known != (e.Type != FirstSeen):
+		return problem("%s, but the ref was known before: %t", e.Type, known)
+	case known && (e.Old == nil || e.Old.Digest != last.head):
+		return problem("moves away from another digest than %s, which the ref had", last.head)
+	case known && last.deleted != (e.Type == Restored):
+		return problem("%s, but the ref was deleted: %t", e.Type, last.deleted)
+	case known && (e.Interval.NotBefore == nil || e.Interval.NotBefore.Before(last.after) || e.Interval.NotAfter.Before(*e.Interval.NotBefore)):
+		return problem("its interval overlaps the one before")
+	}
+	next := link{last.head, e.Interval.NotAfter, e.Type == Deleted}
+	if e.Type.Moves() {
+		next.head = e.New.Digest
+	}
+	c[e.Ref] = next
 	return nil
 }

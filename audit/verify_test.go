@@ -8,9 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"filippo.io/torchwood"
-	"github.com/google/uuid"
-	"github.com/opencontainers/go-digest"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"tidemark/audit"
@@ -19,45 +16,22 @@ import (
 	"tidemark/audit/taglog"
 )
 
-// storeTiles is a log read from its store, the way the admin address shows it.
-type storeTiles struct {
+// storeTiles are the tiles of a store.
+func storeTiles(s *sqlite.Store) audit.Tiles { return audit.Tiles{Hashes: s, Leaves: s} }
+
+// A forger changes an entry.
+type forger struct {
 	*sqlite.Store
-	change func(index int64, leaf []byte) []byte // what a forger makes of an entry
+	index int64
+	make  func(leaf []byte) []byte
 }
 
-func (s storeTiles) ReadTiles(ctx context.Context, tiles []tlog.Tile) ([][]byte, error) {
-	var out [][]byte
-	for _, t := range tiles {
-		if t.L >= 0 {
-			b, err := taglog.Tile(t, s.Store)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, b)
-			continue
-		}
-		leaves, err := s.Leaves(ctx, t.N*torchwood.TileWidth, int64(t.W))
-		if err != nil {
-			return nil, err
-		}
-		for i := range leaves {
-			if s.change != nil {
-				leaves[i] = s.change(t.N*torchwood.TileWidth+int64(i), leaves[i])
-			}
-		}
-		b, err := taglog.Entries(leaves)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, b)
+func (f forger) Leaves(ctx context.Context, start, n int64) ([][]byte, error) {
+	leaves, err := f.Store.Leaves(ctx, start, n)
+	if i := f.index - start; err == nil && i >= 0 && i < n {
+		leaves[i] = f.make(leaves[i])
 	}
-	return out, nil
-}
-
-func (storeTiles) SaveTiles([]tlog.Tile, [][]byte) {}
-
-func (storeTiles) ReadEndpoint(context.Context, string) ([]byte, error) {
-	return nil, fmt.Errorf("not asked for")
+	return leaves, err
 }
 
 // sign returns the checkpoint of all that is in the store.
@@ -88,7 +62,7 @@ func TestGoodLogVerifies(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r, err := audit.Verify(t.Context(), storeTiles{Store: store}, sign(t, store, key), since, key.Verifier)
+	r, err := audit.Verify(t.Context(), storeTiles(store), sign(t, store, key), since, key.Verifier)
 	if err != nil || len(r.Problems) > 0 || r.Size != 600 || r.Refs != 7 || r.Since != 300 {
 		t.Errorf("report is %+v, %v", r, err)
 	}
@@ -108,22 +82,19 @@ func TestWhatIsWrongIsFound(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name       string
-		tiles      storeTiles
+		tiles      audit.Tiles
 		checkpoint []byte
 		since      []byte
 		index      int64
 		what       string
 	}{
-		{"an entry was changed", storeTiles{store, func(i int64, leaf []byte) []byte {
-			if i == 7 {
-				return []byte(strings.Replace(string(leaf), "library/app", "library/bad", 1))
-			}
-			return leaf
-		}}, checkpoint, nil, 7, "cannot be checked against its signed tree"},
-		{"the checkpoint was changed", storeTiles{Store: store}, []byte(strings.Replace(string(checkpoint), "\n10\n", "\n11\n", 1)), nil, -1, "not signed"},
-		{"the checkpoint is another log's", storeTiles{Store: store}, sign(t, other, openKey(t, t.TempDir())), nil, -1, "not signed"},
-		{"the earlier checkpoint is longer", storeTiles{Store: store}, checkpoint, sign(t, other, key), -1, "fewer than the 12"},
-		{"the earlier checkpoint has another history", storeTiles{Store: other}, sign(t, other, key), checkpoint, -1, "does not contain the 10"},
+		{"an entry was changed", audit.Tiles{Hashes: store, Leaves: forger{store, 7, func(leaf []byte) []byte {
+			return []byte(strings.Replace(string(leaf), "library/app", "library/bad", 1))
+		}}}, checkpoint, nil, 7, "cannot be checked against its signed tree"},
+		{"the checkpoint was changed", storeTiles(store), []byte(strings.Replace(string(checkpoint), "\n10\n", "\n11\n", 1)), nil, -1, "not signed"},
+		{"the checkpoint is another log's", storeTiles(store), sign(t, other, openKey(t, t.TempDir())), nil, -1, "not signed"},
+		{"the earlier checkpoint is longer", storeTiles(store), checkpoint, sign(t, other, key), -1, "fewer than the 12"},
+		{"the earlier checkpoint has another history", storeTiles(other), sign(t, other, key), checkpoint, -1, "does not contain the 10"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r, err := audit.Verify(t.Context(), tt.tiles, tt.checkpoint, tt.since, key.Verifier)
@@ -140,7 +111,7 @@ func TestWhatIsWrongIsFound(t *testing.T) {
 // A log that is sealed well and says what cannot be is found out by its chains.
 func TestBrokenChainsAreFound(t *testing.T) {
 	good := func(i int) audit.Event {
-		p := &past{left: make(map[digest.Digest]uuid.UUID)}
+		p := newStory(nil)
 		for n := range i + 1 {
 			p.see(fmt.Sprint(n), noon.Add(time.Duration(n)*time.Hour))
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -76,6 +77,10 @@ type Options struct {
 	// like is not this package's business.
 	Describe func(manifest []byte) (Description, error)
 
+	// Pins tells of all content that is to be kept, the firm pins first. It is asked
+	// after the start and when Repin was called. Nil pins nothing.
+	Pins func(context.Context) iter.Seq2[Pin, error]
+
 	// Grace is how long a fill goes on when nobody reads it any more. Default
 	// one minute: a client that comes back after a hiccup, or the next machine
 	// of the same rollout, should find it further along, not gone.
@@ -95,6 +100,8 @@ type Cache struct {
 	describe func([]byte) (Description, error)
 	budget   func(int64) int64
 	minFree  int64
+	pins     func(context.Context) iter.Seq2[Pin, error]
+	repin    chan struct{} // holds one wake-up
 	grace    time.Duration
 	now      func() time.Time
 	log      zerolog.Logger
@@ -123,6 +130,8 @@ func New(o Options) *Cache {
 		budget:   o.Budget,
 		maxBytes: o.Budget(0),
 		minFree:  o.MinFree,
+		pins:     o.Pins,
+		repin:    make(chan struct{}, 1),
 		grace:    o.Grace,
 		now:      o.Now,
 		log:      o.Log,
@@ -147,7 +156,11 @@ func (c *Cache) Run(ctx context.Context) error {
 		// Served as promised, but unbounded: the operator must know.
 		c.log.Error().Err(err).Msg("cache index is incomplete; content that was not found is fetched again and not evicted")
 	}
-	<-ctx.Done()
+	c.pinAll(ctx)
+	c.mu.Lock()
+	c.evict(0)
+	c.mu.Unlock()
+	c.runPins(ctx)
 	c.mu.Lock()
 	c.closing, c.queue = true, nil
 	for _, f := range c.fills {

@@ -23,11 +23,15 @@ type index struct {
 	idle     int64                   // bytes of partials
 	reserved int64                   // bytes promised to fills that run
 	ready    bool                    // everything stored is known; what is not here is absent
+	pinned   bool                    // what is pinned is marked
+	gen      uint64                  // of the marks
 }
 
 type indexed struct {
 	size int64
 	used time.Time
+	grip grip
+	gen  uint64 // in which grip was marked
 }
 
 func newIndex() *index {
@@ -42,10 +46,12 @@ func (x *index) get(dgst digest.Digest) (*indexed, bool) { return x.lru.Peek(dgs
 
 // add makes dgst the most recently used.
 func (x *index) add(dgst digest.Digest, size int64, used time.Time) {
-	if e, ok := x.lru.Peek(dgst); ok {
-		x.bytes -= e.size
+	e := &indexed{size: size, used: used}
+	if old, ok := x.lru.Peek(dgst); ok {
+		x.bytes -= old.size
+		e.grip, e.gen = old.grip, old.gen
 	}
-	x.lru.Add(dgst, &indexed{size, used})
+	x.lru.Add(dgst, e)
 	x.bytes += size
 }
 
@@ -112,7 +118,6 @@ func (c *Cache) rebuild(ctx context.Context) error {
 	}
 	c.index.ready = true
 	c.maxBytes = c.budget(c.index.bytes + c.index.idle)
-	c.evict(0)
 	return incomplete
 }
 
@@ -137,7 +142,8 @@ func (c *Cache) reserve(f *fill, total int64) error {
 }
 
 // evict removes what was not used for the longest time until need more bytes
-// fit into the budget and the disk, and tells whether they do. c.mu is held,
+// fit into the budget and the disk, and tells whether they do. What is pinned
+// softly goes when nothing else is left, what is pinned firmly never. c.mu is held,
 // also while files are removed: a fill of the same digest must not begin
 // between the two.
 func (c *Cache) evict(need int64) bool {
@@ -169,19 +175,25 @@ func (c *Cache) evict(need int64) bool {
 		x.removePartial(dgst)
 		free += size
 	}
-	for !fits() {
-		dgst, e, ok := x.lru.GetOldest()
-		if !ok || !x.ready {
-			// Before everything is known the oldest is not known either.
-			return !x.ready && free-need >= c.minFree
-		}
-		c.remove(Entry{Digest: dgst, Size: e.size})
-		x.remove(dgst)
-		c.hot.remove(dgst)
-		c.evicted.Add(e.size)
-		free += e.size
+	if !x.ready || !x.pinned {
+		// Before everything is known the oldest is not known either.
+		return fits() || free-need >= c.minFree
 	}
-	return true
+	for most := loose; most < firm; most++ {
+		for left := x.lru.Len(); left > 0 && !fits(); left-- {
+			dgst, e, _ := x.lru.GetOldest()
+			if e.grip > most {
+				x.lru.Get(dgst) // out of the way, in the order it was
+				continue
+			}
+			c.remove(Entry{Digest: dgst, Size: e.size})
+			x.remove(dgst)
+			c.hot.remove(dgst)
+			c.evicted.Add(e.size)
+			free += e.size
+		}
+	}
+	return fits()
 }
 
 func (c *Cache) remove(e Entry) {

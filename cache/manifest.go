@@ -52,6 +52,14 @@ func (h *hotManifests) get(dgst digest.Digest) *Manifest {
 	return m
 }
 
+// peek is get without making it the most recently used.
+func (h *hotManifests) peek(dgst digest.Digest) *Manifest {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m, _ := h.lru.Peek(dgst)
+	return m
+}
+
 func (h *hotManifests) add(m *Manifest) {
 	if len(m.Body) > hotMost {
 		return

@@ -84,6 +84,9 @@ type Upstream struct {
 	CAFile string `yaml:"ca_file"`
 	// Insecure skips the verification of its certificate.
 	Insecure bool `yaml:"insecure"`
+	// Kind is registry, or mirror: its tags lag, so that flips are confirmed for
+	// longer before they count.
+	Kind string `yaml:"kind"`
 	// Shared allows any client to have content that was fetched with these
 	// credentials. Without it such an upstream is refused off loopback.
 	Shared bool `yaml:"shared"`
@@ -97,7 +100,16 @@ type Tags struct {
 	// Refresh is blocking (ask upstream first) or background (answer at once
 	// with what is known, ask behind).
 	Refresh string `yaml:"refresh"`
+	// Offline never contacts an upstream: what is here is served, what is not is
+	// told as such.
+	Offline bool `yaml:"offline"`
 }
+
+// The kinds of upstreams.
+const (
+	KindRegistry = "registry"
+	KindMirror   = "mirror"
+)
 
 // The ways to refresh.
 const (
@@ -120,7 +132,105 @@ type Audit struct {
 	// Origin is the name of the log. Default: tidemark/<random>, made once. A
 	// log that exists keeps its name.
 	Origin string `yaml:"origin"`
+
+	// Preset ends rules with those for a common situation: homelab, balanced,
+	// strict, airgap (which is offline, too) or ci-private. docs/policies.md has
+	// what they do.
+	Preset string `yaml:"preset"`
+
+	// Rules say what is served when a tag moves; the first that matches counts.
+	// A tag that no rule matches is observed.
+	Rules []Rule `yaml:"rules"`
+
+	// Keep is the history whose bytes are kept while there is room.
+	Keep Keep `yaml:"keep"`
+
+	// FlapWindow is the time in which a tag that goes there and back has not moved
+	// twice, but flaps.
+	FlapWindow Duration `yaml:"flap_window"`
+
+	// DeleteAfter is when a tag that upstream no longer has is believed to be
+	// deleted.
+	DeleteAfter DeleteAfter `yaml:"delete_after"`
+
+	// GapFactor times 15m without an answer is a gap, which is recorded.
+	GapFactor int `yaml:"gap_factor"`
+
+	// ExposureKeep is how long who pulled what is kept.
+	ExposureKeep Duration `yaml:"exposure_keep"`
+
+	// OCITagHistory answers /v2/<name>/_oci/tag-history/<tag>, a proposal
+	// (distribution-spec#606), like _tidemark/tag-history.
+	OCITagHistory bool `yaml:"oci_tag_history"`
+
+	// Publish copies checkpoints to other places, as witnesses of the log.
+	Publish []Publish `yaml:"publish"`
 }
+
+// Rule is what to do about some tags.
+type Rule struct {
+	// Name is how events call the rule. Default: its conditions.
+	Name string `yaml:"name"`
+	// Match is a pattern of references: ? and * stand for characters within a
+	// component, ** for any.
+	Match string `yaml:"match"`
+	// Tag is a regular expression (RE2) that is found in the tag.
+	Tag string `yaml:"tag"`
+	// FullVersion is true for tags that look like a full version only, false for
+	// others only.
+	FullVersion *bool `yaml:"full_version"`
+	// Mode is observe, alert, cooldown, hold, immutable or deny.
+	Mode string `yaml:"mode"`
+	// Age is how old a digest must be in mode cooldown.
+	Age Duration `yaml:"age"`
+	// Tenure is how long it must have been what the tag meant, unless it still is.
+	// Default: the age, at most 24h.
+	Tenure *Duration `yaml:"tenure"`
+	// MaxLag is how long the tag may be served as it was before that is reported.
+	// Default: four times the age.
+	MaxLag Duration `yaml:"max_lag"`
+	// OnStarved is what follows: keep, or longest_tenure to serve what stood longest.
+	OnStarved string `yaml:"on_starved"`
+	// OnNew is serve, or refuse_until_age for tags never seen before.
+	OnNew string `yaml:"on_new"`
+	// OnDeleted is serve, or refuse when upstream has deleted the tag.
+	OnDeleted string `yaml:"on_deleted"`
+}
+
+// Keep bounds the history whose bytes are kept.
+type Keep struct {
+	// Digests are the newest digests of a tag that are kept; 0 keeps none.
+	Digests int `yaml:"digests"`
+	// Days are for how long after the tag meant them.
+	Days int `yaml:"days"`
+}
+
+// DeleteAfter says when a tag is believed to be deleted.
+type DeleteAfter struct {
+	// Observations are the answers that it is not there, in a row.
+	Observations int `yaml:"observations"`
+	// Over is the time that they span at least.
+	Over Duration `yaml:"over"`
+}
+
+// Publish is a place that checkpoints are copied to.
+type Publish struct {
+	// Type is file or webhook.
+	Type string `yaml:"type"`
+	// Path is the file that always has the newest checkpoint.
+	Path string `yaml:"path"`
+	// URL is where each checkpoint is posted to.
+	URL string `yaml:"url"`
+	// SecretFile holds the key that signs posts (Standard Webhooks).
+	SecretFile string `yaml:"secret_file"`
+	Secret     Secret `yaml:"-"` // read from SecretFile
+}
+
+// The types of Publish.
+const (
+	PublishFile    = "file"
+	PublishWebhook = "webhook"
+)
 
 // Default returns the configuration of an empty file.
 func Default() *Config {
@@ -131,6 +241,10 @@ func Default() *Config {
 		DefaultUpstream: "docker.io",
 		Tags:            Tags{TTL: Duration(60 * time.Second), Refresh: RefreshBlocking},
 		Cache:           Cache{MaxBytes: Size{Percent: 80}, MinFree: Size{Bytes: 1 << 30}, Prefetch: true},
+		Audit: Audit{
+			Keep: Keep{Digests: 5, Days: 90}, FlapWindow: Duration(15 * time.Minute),
+			DeleteAfter: DeleteAfter{Observations: 3, Over: Duration(time.Hour)}, GapFactor: 3, ExposureKeep: Duration(90 * 24 * time.Hour),
+		},
 	}
 }
 
@@ -174,6 +288,9 @@ func (c *Config) complete() {
 		}
 		if len(u.Endpoints) == 0 {
 			u.Endpoints = []string{"https://" + name}
+		}
+		if u.Kind == "" {
+			u.Kind = KindRegistry
 		}
 	}
 }

@@ -16,7 +16,7 @@ import (
 
 func mustParse(t *testing.T, file string) *config.Config {
 	t.Helper()
-	c, err := config.Parse([]byte(file), nil)
+	c, err := config.Parse([]byte(file), nil, nil)
 	if err != nil {
 		t.Fatalf("refused:\n%v\nthe file is\n%s", err, file)
 	}
@@ -26,7 +26,7 @@ func mustParse(t *testing.T, file string) *config.Config {
 // refused returns what is wrong with a file that must not load.
 func refused(t *testing.T, file string) config.Errors {
 	t.Helper()
-	c, err := config.Parse([]byte(file), nil)
+	c, err := config.Parse([]byte(file), nil, nil)
 	if err == nil {
 		t.Fatalf("accepted, and means\n%s\nthe file is\n%s", c, file)
 	}
@@ -67,7 +67,7 @@ func TestAFileThatSaysNothingIsTheDefault(t *testing.T) {
 			t.Errorf("%q means\n%s\nwant\n%s", file, got, want)
 		}
 	}
-	c, err := config.Load("", nil)
+	c, err := config.Load("", nil, nil)
 	if err != nil || plain(c) != want {
 		t.Errorf("no file at all: %v, means\n%s\nwant\n%s", err, c, want)
 	}
@@ -101,14 +101,14 @@ func TestUpstreamsAreThoseThatAreNamed(t *testing.T) {
 // Flags speak before what was said is judged, and are judged with it.
 func TestOverrideIsValidated(t *testing.T) {
 	path := write(t, "data: ./from-file\n")
-	c, err := config.Load(path, func(c *config.Config) { c.Data = "./from-flag" })
+	c, err := config.Load(path, func(c *config.Config) { c.Data = "./from-flag" }, nil)
 	if err != nil || c.Data != "./from-flag" {
 		t.Errorf("data = %v, %v; want the flag's", c, err)
 	}
-	if _, err := config.Load(path, func(c *config.Config) { c.Registry.Listen = "0.0.0.0:5050" }); err == nil {
+	if _, err := config.Load(path, func(c *config.Config) { c.Registry.Listen = "0.0.0.0:5050" }, nil); err == nil {
 		t.Error("a flag may open the registry to the world without TLS")
 	}
-	if _, err := config.Load(path+".absent", nil); !errors.Is(err, os.ErrNotExist) {
+	if _, err := config.Load(path+".absent", nil, nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("absent file: %v, want os.ErrNotExist", err)
 	}
 }
@@ -245,7 +245,7 @@ func FuzzParse(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		c, err := config.Parse(data, nil)
+		c, err := config.Parse(data, nil, nil)
 		if err != nil {
 			var errs config.Errors
 			if c != nil || !errors.As(err, &errs) || err.Error() == "" {

@@ -52,14 +52,16 @@ func TestExampleIsTheDefault(t *testing.T) {
 	}
 }
 
-// The private registry of the example works once its password is there.
-func TestExampleOfAPrivateRegistryLoads(t *testing.T) {
+// What the example shows to be copied works: a private registry, once its
+// password is there, rules, and places to publish to.
+func TestExampleToCopyLoads(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "password")
 	if err := os.WriteFile(file, []byte("s3cret\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	text := hiddenKey.ReplaceAllString(exampleFile(t), "$1$2")
 	text = hiddenCopy.ReplaceAllString(text, "$1$2")
+	text = regexp.MustCompile(`(?m)^  (rules|publish): \[\]$`).ReplaceAllString(text, "") // they stand there filled
 	text = regexp.MustCompile(`/etc/tidemark/\S+`).ReplaceAllLiteralString(text, file)
 	c := mustParse(t, text)
 	u := c.Upstreams["registry.example"]
@@ -68,6 +70,12 @@ func TestExampleOfAPrivateRegistryLoads(t *testing.T) {
 	}
 	if u.Username != "puller" || u.Password != "s3cret" {
 		t.Errorf("registry.example is asked as %q with %q, want puller with the password of its file", u.Username, string(u.Password))
+	}
+	if r := c.Audit.Rules; len(r) != 2 || r[0].FullVersion == nil || !*r[0].FullVersion || r[1].Mode != "cooldown" || r[1].Tenure == nil {
+		t.Errorf("the rules of the example are %+v", r)
+	}
+	if p := c.Audit.Publish; len(p) != 2 || p[0].Path == "" || p[1].URL == "" {
+		t.Errorf("the example publishes to %+v", p)
 	}
 }
 

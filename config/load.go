@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -54,10 +55,15 @@ func (es Errors) Error() string {
 	return strings.Join(lines, "\n")
 }
 
+// A Check looks at what this package knows nothing of, and calls fail for what
+// is wrong with it, with the path of the key.
+type Check func(c *Config, fail func(path, message string))
+
 // Load reads, completes and validates the configuration in the file path; ""
 // is the empty configuration. What flags say goes into override, which is
-// called before validation. The error is an Errors if the file can be read.
-func Load(path string, override func(*Config)) (*Config, error) {
+// called before validation; check is part of it. Both may be nil. The error is an
+// Errors if the file can be read.
+func Load(path string, override func(*Config), check Check) (*Config, error) {
 	var data []byte
 	if path != "" {
 		var err error
@@ -65,11 +71,11 @@ func Load(path string, override func(*Config)) (*Config, error) {
 			return nil, fmt.Errorf("read configuration: %w", err)
 		}
 	}
-	return Parse(data, override)
+	return Parse(data, override, check)
 }
 
 // Parse is Load of a file's content.
-func Parse(data []byte, override func(*Config)) (*Config, error) {
+func Parse(data []byte, override func(*Config), check Check) (*Config, error) {
 	c := Default()
 	data = bytes.TrimPrefix(data, []byte("\ufeff")) // some editors begin files with it
 	d := &decoder{source: strings.Split(string(data), "\n"), tokens: make(map[string]*token.Token)}
@@ -102,6 +108,9 @@ func Parse(data []byte, override func(*Config)) (*Config, error) {
 	}
 	d.decoded = len(d.errs)
 	c.validate(d)
+	if check != nil {
+		check(c, func(path, message string) { d.fail(path, nil, "%s", message) })
+	}
 	if len(d.errs) > 0 {
 		sort.SliceStable(d.errs, func(i, j int) bool { return d.errs[i].Line < d.errs[j].Line })
 		return nil, d.errs
@@ -190,6 +199,17 @@ func (d *decoder) decode(n ast.Node, v reflect.Value, path string) {
 		return
 	}
 	switch v.Kind() {
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		d.decode(n, v.Elem(), path)
+	case reflect.Int:
+		if text, ok := d.text(n, path, false); ok {
+			i, err := strconv.ParseUint(text, 10, 31)
+			if err != nil {
+				d.fail(path, n.GetToken(), "%.50q is not a number such as 5", text)
+			}
+			v.SetInt(int64(i))
+		}
 	case reflect.Struct:
 		d.eachKey(n, path, func(key string, keyToken *token.Token, value ast.Node) {
 			f, ok := fieldOf(v, key)

@@ -27,6 +27,17 @@ func show(b *bytes.Buffer, v reflect.Value, indent string) {
 		switch _, isScalar := f.Addr().Interface().(scalar); {
 		case isScalar:
 			fmt.Fprintf(b, "%s%s: %v\n", indent, key, f.Interface())
+		case f.Kind() == reflect.Pointer && f.IsNil():
+			fmt.Fprintf(b, "%s%s:\n", indent, key)
+		case f.Kind() == reflect.Pointer:
+			fmt.Fprintf(b, "%s%s: %v\n", indent, key, f.Elem().Interface())
+		case f.Kind() == reflect.Slice && f.Len() > 0 && f.Type().Elem().Kind() == reflect.Struct:
+			fmt.Fprintf(b, "%s%s:\n", indent, key)
+			for i := range f.Len() {
+				var item bytes.Buffer
+				show(&item, f.Index(i), indent+"    ")
+				b.WriteString(indent + "  - " + strings.TrimLeft(item.String(), " "))
+			}
 		case f.Kind() == reflect.Struct:
 			fmt.Fprintf(b, "%s%s:\n", indent, key)
 			show(b, f, indent+"  ")

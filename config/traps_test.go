@@ -40,7 +40,7 @@ func TestSecretsInTheWrongPlaceAreNotShown(t *testing.T) {
 	} {
 		for _, beside := range []string{"", "    foo: 1\n", "    insecure: perhaps\n", "    }\n"} {
 			file := "default_upstream: h\nupstreams:\n  h:\n    " + entry + "\n" + beside
-			_, err := config.Parse([]byte(file), nil)
+			_, err := config.Parse([]byte(file), nil, nil)
 			if err == nil {
 				t.Errorf("%q is accepted", file)
 			} else if strings.Contains(err.Error(), "hunter2") {
@@ -53,7 +53,7 @@ func TestSecretsInTheWrongPlaceAreNotShown(t *testing.T) {
 // What YAML can do beside keys and values is refused, not misread.
 func TestYAMLsOtherPunctuationIsRefused(t *testing.T) {
 	for _, file := range []string{"data: &a x", "data: *a", "data: !!str x", "---\n---\ndata: y\n"} {
-		if _, err := config.Parse([]byte(file), nil); err == nil {
+		if _, err := config.Parse([]byte(file), nil, nil); err == nil {
 			t.Errorf("%q is accepted", file)
 		}
 	}

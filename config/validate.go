@@ -37,8 +37,58 @@ func (c *Config) validate(d *decoder) {
 	if c.Cache.MinFree.Percent == 100 {
 		d.fail("cache.min_free", nil, "a cache that leaves everything free keeps nothing")
 	}
+	c.validateAudit(d)
 	if o := c.Audit.Origin; o != "" && !originGrammar.MatchString(o) {
 		d.fail("audit.origin", nil, "%q is not a name such as tidemark.example/prod: no spaces, no +", o)
+	}
+}
+
+func (c *Config) validateAudit(d *decoder) {
+	a := &c.Audit
+	if (a.Keep.Digests == 0) != (a.Keep.Days == 0) {
+		d.fail("audit.keep", nil, "digests and days go together: both bound what is kept, 0 of either keeps nothing")
+	}
+	if a.DeleteAfter.Observations == 0 {
+		d.fail("audit.delete_after.observations", nil, "a tag cannot be deleted without an answer that says so")
+	}
+	if a.FlapWindow == 0 {
+		d.fail("audit.flap_window", nil, "want a time such as 15m")
+	}
+	if a.GapFactor == 0 {
+		d.fail("audit.gap_factor", nil, "want a number such as 3: no answer at all would be a gap")
+	}
+	if a.ExposureKeep == 0 {
+		d.fail("audit.exposure_keep", nil, "want a time such as 90d")
+	}
+	for i := range a.Publish {
+		a.Publish[i].validate(d, fmt.Sprintf("audit.publish[%d]", i))
+	}
+}
+
+func (p *Publish) validate(d *decoder, path string) {
+	switch p.Type {
+	case PublishFile:
+		if p.Path == "" {
+			d.fail(path+".path", nil, "type file needs it")
+		}
+		if p.URL != "" || p.SecretFile != "" {
+			d.failQuietly(path, "url and secret_file are for type webhook")
+		}
+	case PublishWebhook:
+		if u, err := url.Parse(p.URL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			d.failQuietly(path+".url", "want an address such as https://witness.example/checkpoints")
+		}
+		if p.Path != "" {
+			d.fail(path+".path", nil, "is for type file")
+		}
+		if p.SecretFile != "" {
+			var err error
+			if p.Secret, err = readSecret(p.SecretFile); err != nil {
+				d.fail(path+".secret_file", nil, "%v", err)
+			}
+		}
+	default:
+		d.fail(path+".type", nil, "%q is neither file nor webhook", p.Type)
 	}
 }
 
@@ -157,6 +207,9 @@ func (c *Config) validateUpstream(d *decoder, name string, u *Upstream) {
 		if !hostGrammar.MatchString(strings.ToLower(h)) {
 			d.fail(fmt.Sprintf("%s.hosts[%d]", path, i), nil, "%q is not a host name", h)
 		}
+	}
+	if u.Kind != KindRegistry && u.Kind != KindMirror {
+		d.fail(path+".kind", nil, "%q is neither registry nor mirror", u.Kind)
 	}
 	if u.PasswordFile != "" {
 		if u.Password != "" {

@@ -20,15 +20,17 @@ var mayImport = map[string]string{
 	"cache/cachetest":             "cache",
 	"audit":                       "audit/taglog",
 	"audit/taglog":                "",
+	"audit/diff":                  "",
+	"audit/publish":               "audit",
 	"audit/sqlite":                "audit audit/taglog",
 	"audit/audittest":             "audit audit/taglog",
-	"proxy":                       "audit cache proxy/oci proxy/route proxy/upstream",
+	"proxy":                       "audit audit/diff cache proxy/oci proxy/route proxy/upstream",
 	"proxy/oci":                   "",
 	"proxy/route":                 "",
 	"proxy/upstream":              "proxy/oci",
 	"proxy/upstream/upstreamtest": "",
 	"proxy/front":                 "",
-	"proxy/admin":                 "audit audit/taglog cache",
+	"proxy/admin":                 "audit audit/diff audit/taglog cache",
 }
 
 // The rooms know only what the map lets them know.

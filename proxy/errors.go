@@ -43,6 +43,10 @@ func toOCI(p Pull) *oci.Error {
 		return oe
 	case errors.As(err, &re):
 		return &oci.Error{Status: http.StatusNotFound, Code: oci.NameUnknown, Message: re.Error()}
+	case errors.Is(err, audit.ErrDenied), errors.Is(err, audit.ErrTooNew), errors.Is(err, audit.ErrDeleted):
+		return &oci.Error{Status: http.StatusNotFound, Code: oci.ManifestUnknown, Message: err.Error(), Detail: detail{Upstream: p.Upstream, Policy: true}}
+	case errors.Is(err, upstream.ErrOffline):
+		return offline(p)
 	case errors.Is(err, audit.ErrLedger):
 		return &oci.Error{Status: http.StatusServiceUnavailable, Code: oci.Unavailable, Message: "this tag was never recorded here, and the ledger cannot be written now: " + err.Error()}
 	case errors.Is(err, cache.ErrMismatch):
@@ -61,18 +65,28 @@ func toOCI(p Pull) *oci.Error {
 type detail struct {
 	Upstream string `json:"upstream"`
 	Status   int    `json:"status,omitempty"`
+	Policy   bool   `json:"policy,omitempty"`  // it is this server's policy that refuses
+	Offline  bool   `json:"offline,omitempty"` // it is not here, and nobody may be asked
+}
+
+// unknown is the code for what there is not, by what was asked for.
+var unknown = map[oci.Kind]string{oci.Manifest: oci.ManifestUnknown, oci.Blob: oci.BlobUnknown, oci.TagList: oci.NameUnknown, oci.TagHistory: oci.ManifestUnknown, oci.OCITagHistory: oci.ManifestUnknown}
+
+// offline tells that something is not here and will not be asked for.
+func offline(p Pull) *oci.Error {
+	return &oci.Error{Status: http.StatusNotFound, Code: unknown[p.Kind], Message: "it is not here, and this server is offline: it asks no upstream", Detail: detail{Upstream: p.Upstream, Offline: true}}
 }
 
 // upstreamError tells upstream's trouble as what it is.
 func upstreamError(p Pull, ue *upstream.Error) *oci.Error {
-	e := &oci.Error{Message: ue.Error(), Detail: detail{p.Upstream, ue.Status}}
+	e := &oci.Error{Message: ue.Error(), Detail: detail{Upstream: p.Upstream, Status: ue.Status}}
 	switch {
 	case ue.Status == http.StatusUnauthorized:
 		e.Status, e.Code = http.StatusUnauthorized, oci.Unauthorized
 	case ue.Status == http.StatusForbidden:
 		e.Status, e.Code = http.StatusForbidden, oci.Denied
 	case ue.Status == http.StatusNotFound:
-		e.Status, e.Code = http.StatusNotFound, map[oci.Kind]string{oci.Manifest: oci.ManifestUnknown, oci.Blob: oci.BlobUnknown, oci.TagList: oci.NameUnknown}[p.Kind]
+		e.Status, e.Code = http.StatusNotFound, unknown[p.Kind]
 	case ue.Status == http.StatusTooManyRequests:
 		e.Status, e.Code = http.StatusTooManyRequests, oci.TooManyRequests
 	case ue.Status != 0, ue.Nonsense:

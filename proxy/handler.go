@@ -31,6 +31,13 @@ type Options struct {
 	// upstream does not answer.
 	KnownTags func(ctx context.Context, upstream, repository string) ([]string, error)
 
+	// History is what a ref meant, newest first.
+	History func(ctx context.Context, ref audit.Ref, before int64, limit int) ([]audit.Stint, error)
+
+	// OCITagHistory answers the history in the form that distribution-spec#606
+	// proposes under the name it proposes, too.
+	OCITagHistory bool
+
 	// Observe, if set, is told what became of each request, once, after its
 	// answer was written or given up.
 	Observe func(*http.Request, Pull)
@@ -45,29 +52,21 @@ type Pull struct {
 	Tag      string
 	Digest   digest.Digest
 	Source   string // hit, join, fill, pass or stale
+	Sent     bool   // the content was sent, not only described
 	Err      error  // why it was refused or given up
 
 	begun bool // a status was sent: an error can only abort
 }
 
 // A Handler is the registry: the /v2 API of every upstream.
-type Handler struct {
-	table     *route.Table
-	upstreams map[string]*upstream.Upstream
-	ledger    *audit.Ledger
-	cache     *cache.Cache
-	prefetch  bool
-	knownTags func(ctx context.Context, upstream, repository string) ([]string, error)
-	observe   func(*http.Request, Pull)
-}
+type Handler struct{ o Options }
 
 // New returns the handler that o describes.
 func New(o Options) *Handler {
-	h := &Handler{o.Table, o.Upstreams, o.Ledger, o.Cache, o.Prefetch, o.KnownTags, o.Observe}
-	if h.observe == nil {
-		h.observe = func(*http.Request, Pull) {}
+	if o.Observe == nil {
+		o.Observe = func(*http.Request, Pull) {}
 	}
-	return h
+	return &Handler{o}
 }
 
 // ServeHTTP answers a request of the /v2 API. It is the only place that looks
@@ -79,10 +78,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if p.Err != nil && !p.begun && r.Context().Err() == nil {
 		refuse(w, p)
 		p.begun = true
-		h.observe(r, p)
+		h.o.Observe(r, p)
 		return
 	}
-	h.observe(r, p)
+	h.o.Observe(r, p)
 	if p.Err != nil {
 		panic(http.ErrAbortHandler)
 	}
@@ -102,14 +101,14 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, p *Pull) error {
 	if err != nil {
 		return err
 	}
-	target, err := h.table.Route(r.Host, ns, hasNS, req.Name)
+	target, err := h.o.Table.Route(r.Host, ns, hasNS, req.Name)
 	if err != nil {
 		return err
 	}
 	if hasNS {
 		w.Header().Set("OCI-Namespace", ns)
 	}
-	repo := repository{target, h.upstreams[target.Upstream], h.cache}
+	repo := repository{target, h.o.Upstreams[target.Upstream], h.o.Cache}
 	p.Upstream, p.Repo, p.Tag, p.Digest = target.Upstream, target.Repository, req.Tag, req.Digest
 	switch req.Kind {
 	case oci.Manifest:
@@ -118,6 +117,8 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, p *Pull) error {
 		return h.blob(w, r, repo, req, p)
 	case oci.TagList:
 		return h.tags(w, r, repo, p)
+	case oci.TagHistory, oci.OCITagHistory:
+		return h.tagHistory(w, r, repo, req, p)
 	default:
 		return &oci.Error{Status: http.StatusMethodNotAllowed, Code: oci.Unsupported, Message: "tidemark is a mirror and takes no pushes; push to " + target.Upstream + " itself"}
 	}
@@ -156,28 +157,31 @@ func (h *Handler) manifest(w http.ResponseWriter, r *http.Request, repo reposito
 	var ans audit.Answer
 	if req.Tag != "" {
 		var err error
-		ans, err = h.ledger.Resolve(ctx, repo.ref(req.Tag), repo.ask(req.Tag))
+		ans, err = h.o.Ledger.Resolve(ctx, repo.ref(req.Tag), repo.ask(req.Tag))
 		if err != nil {
 			return err
 		}
 		dgst = ans.Served
 		p.Digest = dgst
 	} else if r.Method == http.MethodHead {
-		if _, here := h.cache.Stat(dgst); !here {
+		if _, here := h.o.Cache.Stat(dgst); !here {
 			return h.headManifest(w, r, repo, dgst, p)
 		}
 	}
-	m, outcome, err := h.cache.Manifest(ctx, dgst, repo.manifest(dgst))
+	m, outcome, err := h.o.Cache.Manifest(ctx, dgst, repo.manifest(dgst))
 	if err != nil {
 		return err
 	}
-	if h.prefetch && !m.Index && r.Method == http.MethodGet {
-		h.cache.Prefetch(m, func(ref cache.Reference) cache.Source { return repo.blob(ref.Digest) })
+	if h.o.Prefetch && !m.Index && r.Method == http.MethodGet {
+		h.o.Cache.Prefetch(m, func(ref cache.Reference) cache.Source { return repo.blob(ref.Digest) })
 	}
 	head := w.Header()
 	describeContent(head, dgst, m.MediaType, int64(len(m.Body)))
 	if req.Tag != "" {
 		head["Tidemark-Log-Index"] = []string{strconv.FormatInt(ans.Index, 10)}
+		if h := heldHeader(ans); h != nil {
+			head["Tidemark-Held"] = h
+		}
 		head["Cache-Status"] = tagStatus(ans, outcome)
 		p.Source = outcome.String()
 		if ans.Stale != nil {
@@ -192,6 +196,7 @@ func (h *Handler) manifest(w http.ResponseWriter, r *http.Request, repo reposito
 	if notModified(w, r, dgst) || r.Method == http.MethodHead {
 		return nil
 	}
+	p.Sent = true
 	_, err = w.Write(m.Body)
 	return err
 }
@@ -221,7 +226,7 @@ func (h *Handler) blob(w http.ResponseWriter, r *http.Request, repo repository, 
 	if r.Method == http.MethodHead || matches(r, req.Digest) {
 		return h.headBlob(w, r, repo, req.Digest, p)
 	}
-	b, err := h.cache.Get(r.Context(), req.Digest, repo.blob(req.Digest))
+	b, err := h.o.Cache.Get(r.Context(), req.Digest, repo.blob(req.Digest))
 	if err != nil {
 		return err
 	}
@@ -255,7 +260,7 @@ func (h *Handler) blob(w http.ResponseWriter, r *http.Request, repo repository, 
 // headBlob answers with the size of a blob, which upstream is asked for with a
 // HEAD when it is not here.
 func (h *Handler) headBlob(w http.ResponseWriter, r *http.Request, repo repository, dgst digest.Digest, p *Pull) error {
-	size, here := h.cache.Stat(dgst)
+	size, here := h.o.Cache.Stat(dgst)
 	p.Source = cache.Hit.String()
 	w.Header()["Cache-Status"] = contentStatus(cache.Hit)
 	if !here {
@@ -329,7 +334,7 @@ func (h *Handler) tagsWithout(ctx context.Context, repo repository, cause error)
 	if !silent(cause) {
 		return nil, cause
 	}
-	known, err := h.knownTags(ctx, repo.Upstream, repo.Repository)
+	known, err := h.o.KnownTags(ctx, repo.Upstream, repo.Repository)
 	if err != nil || len(known) == 0 {
 		return nil, cause // what matters to the client
 	}

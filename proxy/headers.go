@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -73,6 +74,19 @@ func tagStatus(ans audit.Answer, o cache.Outcome) []string {
 		return confirmed
 	}
 	return statusOf[o]
+}
+
+// heldHeader tells what is not served yet, nil when the head is.
+func heldHeader(ans audit.Answer) []string {
+	held, until, why := ans.Withheld()
+	if held == "" {
+		return nil
+	}
+	v := string(held)
+	if until != nil {
+		v += "; until=" + until.Format(time.RFC3339)
+	}
+	return []string{v + "; reason=" + why}
 }
 
 // staleStatus says why an answer could not be confirmed.

@@ -110,7 +110,7 @@ func describe(b []byte) (cache.Description, error) {
 	d, err := oci.Describe(b)
 	out := cache.Description{MediaType: d.MediaType, Index: d.Index}
 	for _, r := range d.Refers {
-		out.Refers = append(out.Refers, cache.Reference(r))
+		out.Refers = append(out.Refers, cache.Reference{Digest: r.Digest, Size: r.Size})
 	}
 	return out, err
 }

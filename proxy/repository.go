@@ -6,7 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
+	"net/url"
+	"slices"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -34,26 +38,99 @@ func (r repository) ref(tag string) audit.Ref {
 // fetched before it is believed. A tag never seen is asked for with a GET at
 // once: its manifest is needed anyway.
 func (r repository) ask(tag string) audit.Ask {
-	return func(ctx context.Context, known audit.State) (audit.Observation, error) {
-		if !known.Known() {
+	return func(ctx context.Context, q audit.Question) (audit.Observation, error) {
+		if !q.Known.Known() {
 			return r.get(ctx, tag, []string{http.MethodGet})
 		}
 		claim, err := r.upstream.HeadManifest(ctx, r.Repository, tag)
 		if err != nil {
-			return audit.Observation{}, err
+			return r.absent(ctx, tag, q, err)
 		}
 		switch claim.Digest {
 		case "": // an old registry: only the bytes tell
 			return r.get(ctx, tag, []string{http.MethodHead, http.MethodGet})
-		case known.Head:
-			return observation(claim.Digest, known.HeadMediaType, known.HeadSize, false, http.MethodHead), nil
+		case q.Known.Head:
+			return r.observation(claim.Digest, q.Known.HeadMediaType, q.Known.HeadSize, claim.Edge, false, http.MethodHead), nil
 		}
-		m, _, err := r.cache.Manifest(ctx, claim.Digest, r.manifest(claim.Digest))
+		tries := claimTries
+		if claim.Digest == q.Known.Refused {
+			tries = 1 // it is on the record that it could not be had
+		}
+		m, err := r.claimed(ctx, claim.Digest, tries)
 		if err != nil {
-			return audit.Observation{}, fmt.Errorf("the tag moved to %s, which cannot be had: %w", claim.Digest, err)
+			return audit.Observation{}, err
 		}
-		return observation(m.Digest, m.MediaType, int64(len(m.Body)), true, http.MethodHead, http.MethodGet), nil
+		return r.observation(m.Digest, m.MediaType, int64(len(m.Body)), claim.Edge, true, http.MethodHead, http.MethodGet), nil
 	}
+}
+
+// Waits for a digest that upstream says a tag means, and does not have yet: what
+// is pushed reaches the edges of some registries one after the other.
+const (
+	claimTries = 3
+	claimWait  = 300 * time.Millisecond
+)
+
+// claimed fetches the manifest of a digest that upstream claims. One that it
+// does not have, or whose bytes are others, is an upstream that contradicts itself.
+func (r repository) claimed(ctx context.Context, dgst digest.Digest, tries int) (*cache.Manifest, error) {
+	for try := 1; ; try++ {
+		m, _, err := r.cache.Manifest(ctx, dgst, r.manifest(dgst))
+		absent := errors.Is(err, fs.ErrNotExist)
+		switch {
+		case err == nil:
+			return m, nil
+		case errors.Is(err, cache.ErrMismatch), absent && try == tries:
+			return nil, &audit.InconsistentError{Claimed: dgst, Err: fmt.Errorf("it cannot be had: %w", err)}
+		case !absent:
+			return nil, fmt.Errorf("the tag moved to %s, which cannot be had: %w", dgst, err)
+		}
+		select {
+		case <-time.After(claimWait << try):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		r.upstream.Forget(r.Repository, dgst.String())
+	}
+}
+
+// absent tells the answer that there is no such tag from trouble, and looks for
+// another sign of it when it would be believed.
+func (r repository) absent(ctx context.Context, tag string, q audit.Question, err error) (audit.Observation, error) {
+	var ue *upstream.Error
+	if !errors.As(err, &ue) || ue.Status != http.StatusNotFound || ue.Remembered {
+		return audit.Observation{}, err
+	}
+	seen := r.observation("", "", 0, "", false, http.MethodHead)
+	seen.Absent = err
+	if q.Corroborate {
+		gone, via := r.gone(ctx, tag)
+		seen.Gone = gone
+		seen.Evidence.Via = append(seen.Evidence.Via, via...)
+	}
+	return seen, nil
+}
+
+// tagPages bounds the pages of a list that is searched for a tag.
+const tagPages = 100
+
+// gone tells whether upstream's list of tags lacks tag, or it has no such
+// repository at all although it answers to us (AUDIT.md, R6).
+func (r repository) gone(ctx context.Context, tag string) (gone bool, via []string) {
+	query := url.Values{"n": {"1000"}}
+	for range tagPages {
+		tags, next, err := r.upstream.Tags(ctx, r.Repository, query)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return r.upstream.Ping(ctx) == nil, []string{"tags/list", "ping"}
+		case err != nil || slices.Contains(tags, tag):
+			return false, []string{"tags/list"}
+		case next == nil:
+			return true, []string{"tags/list"}
+		}
+		query = next
+	}
+	return false, []string{"tags/list"}
 }
 
 // get asks with a GET by tag, and keeps the manifest under the digest of its
@@ -71,19 +148,22 @@ func (r repository) get(ctx context.Context, tag string, via []string) (audit.Ob
 		dgst = m.Digest.Algorithm().FromBytes(m.Body)
 	}
 	if m.Digest != "" && m.Digest != dgst {
-		return audit.Observation{}, r.nonsense(tag, fmt.Errorf("its header says %s, its bytes are %s", m.Digest, dgst))
+		err := r.nonsense(tag, fmt.Errorf("its header says %s, its bytes are %s", m.Digest, dgst))
+		return audit.Observation{}, &audit.InconsistentError{Claimed: m.Digest, Err: err}
 	}
 	kept, _, err := r.cache.Manifest(ctx, dgst, given{r.source("given"), m.Body})
 	if err != nil {
 		return audit.Observation{}, err
 	}
-	return observation(dgst, kept.MediaType, int64(len(m.Body)), true, via...), nil
+	return r.observation(dgst, kept.MediaType, int64(len(m.Body)), m.Edge, true, via...), nil
 }
 
-func observation(dgst digest.Digest, mediaType string, size int64, verified bool, via ...string) audit.Observation {
+func (r repository) observation(dgst digest.Digest, mediaType string, size int64, edge string, verified bool, via ...string) audit.Observation {
 	return audit.Observation{
 		Digest: dgst, MediaType: mediaType, Size: size,
-		Evidence: audit.Evidence{Via: via, BodyVerified: verified, AcceptProfile: oci.AcceptProfile, Trigger: "pull"},
+		Evidence: audit.Evidence{
+			Via: via, BodyVerified: verified, AcceptProfile: oci.AcceptProfile, Identity: r.upstream.Identity(), Edge: edge, Trigger: "pull",
+		},
 	}
 }
 

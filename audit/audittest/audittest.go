@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -66,12 +65,15 @@ func Digest(name string) digest.Digest { return digest.FromString(name) }
 
 // Move records that ref's head is now the digest of name.
 func Move(ctx context.Context, s audit.Store, ref audit.Ref, name string, now time.Time) (audit.State, error) {
-	return s.Advance(ctx, ref, func(st audit.State, h audit.History) (audit.State, []audit.Event) {
-		st, events := audit.Policy{}.Next(ref, st, h, audit.Observation{Digest: Digest(name), MediaType: "application/x", Size: 7}, now)
-		for i := range events {
-			events[i].ID = uuid.Must(uuid.NewV7())
-		}
-		return st, events
+	return Advance(ctx, s, ref, nil, audit.Observation{Digest: Digest(name), MediaType: "application/x", Size: 7}, now)
+}
+
+// Advance records what p makes of an observation.
+func Advance(ctx context.Context, s audit.Store, ref audit.Ref, p *audit.Policy, seen audit.Observation, now time.Time) (audit.State, error) {
+	return s.Advance(ctx, ref, func(r audit.Record) (audit.State, []audit.Event, error) {
+		st, events := p.Next(ref, r, seen, now)
+		audit.Identify(&st, events)
+		return st, events, nil
 	})
 }
 
@@ -116,11 +118,14 @@ func Check(t *testing.T, s Store) []audit.Event {
 		if err != nil {
 			t.Fatal(err)
 		}
+		events = append(events, e)
+		if !e.Type.Moves() {
+			continue
+		}
 		if old := heads[e.Ref]; (old == "") != (e.Old == nil) || e.Old != nil && e.Old.Digest != old {
 			t.Errorf("entry %d of %s does not begin where the one before ended", i, e.Ref)
 		}
 		heads[e.Ref] = e.New.Digest
-		events = append(events, e)
 	}
 	if err := taglog.Check(tree, own); err != nil {
 		t.Errorf("the leaves do not make the root: %v", err)
@@ -216,11 +221,12 @@ func abandoned(t *testing.T, open func() Store) {
 	s, ref := open(), Ref("1")
 	mustMove(t, s, ref, "a", start)
 	ctx, cancel := context.WithCancel(t.Context())
-	_, err := s.Advance(ctx, ref, func(st audit.State, h audit.History) (audit.State, []audit.Event) {
+	_, err := s.Advance(ctx, ref, func(r audit.Record) (audit.State, []audit.Event, error) {
 		cancel() // the process is told to stop in the middle
-		st, events := audit.Policy{}.Next(ref, st, h, audit.Observation{Digest: Digest("b")}, start.Add(time.Hour))
-		events[0].ID = uuid.Must(uuid.NewV7())
-		return st, events
+		var p *audit.Policy
+		st, events := p.Next(ref, r, audit.Observation{Digest: Digest("b")}, start.Add(time.Hour))
+		audit.Identify(&st, events)
+		return st, events, nil
 	})
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("Advance = %v, want the context's error", err)

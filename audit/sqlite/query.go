@@ -2,40 +2,165 @@ package sqlite
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"math"
 	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"tidemark/audit"
 )
 
 // Tags returns the tags that q selects.
 func (s *Store) Tags(ctx context.Context, q audit.TagQuery) ([]audit.Tag, error) {
-	rows, err := s.read.QueryContext(ctx, `
-		SELECT r.upstream, r.repository, r.tag, t.head_digest, t.head_media_type, t.head_size, t.head_since, t.last_confirmed, t.served_digest, t.leaf_idx
-		FROM ref r JOIN tag_state t ON t.ref_id = r.id
-		WHERE (r.upstream, r.repository, r.tag) > (?, ?, ?) AND t.head_since >= ?
-		ORDER BY r.upstream, r.repository, r.tag`,
-		q.After.Upstream, q.After.Repository, q.After.Tag, max(0, millis(q.MovedSince)))
+	var out []audit.Tag
+	for t, err := range s.EachTag(ctx, q) {
+		if err != nil {
+			return nil, err
+		}
+		if out = append(out, t); len(out) == q.Limit {
+			break
+		}
+	}
+	return out, nil
+}
+
+// EachTag yields the tags that q selects, however many there are; it does not
+// look at q.Limit.
+func (s *Store) EachTag(ctx context.Context, q audit.TagQuery) iter.Seq2[audit.Tag, error] {
+	return func(yield func(audit.Tag, error) bool) {
+		where := []string{"(r.upstream, r.repository, r.tag) > (?, ?, ?)", "t.head_since >= ?"}
+		args := []any{q.After.Upstream, q.After.Repository, q.After.Tag, max(0, millis(q.MovedSince))}
+		// What the pattern begins with bounds the rows that are looked at.
+		if upstream, rest, whole := strings.Cut(q.Match.Prefix(), "/"); whole {
+			where, args = append(where, "r.upstream = ?"), append(args, upstream)
+			if repository, tag, exact := strings.Cut(rest, ":"); exact {
+				where, args = append(where, "r.repository = ? AND r.tag BETWEEN ? AND ?"), append(args, repository, tag, tag+pastAll)
+			} else {
+				where, args = append(where, "r.repository BETWEEN ? AND ?"), append(args, rest, rest+pastAll)
+			}
+		}
+		if q.Held != nil {
+			where = append(where, map[bool]string{true: "t.held", false: "NOT t.held"}[*q.Held])
+		}
+		rows, err := s.read.QueryContext(ctx, "SELECT r.upstream, r.repository, r.tag, "+columns+` FROM ref r JOIN tag_state t ON t.ref_id = r.id
+			WHERE `+strings.Join(where, " AND ")+" ORDER BY r.upstream, r.repository, r.tag", args...)
+		if err != nil {
+			yield(audit.Tag{}, err)
+			return
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var t audit.Tag
+			if err := scanState(rows.Scan, &t.State, &t.Ref.Upstream, &t.Ref.Repository, &t.Ref.Tag); err != nil {
+				yield(audit.Tag{}, err)
+				return
+			}
+			if t.State.Known() && q.Match.Matches(t.Ref) && !yield(t, nil) {
+				return
+			}
+		}
+		if err := rows.Err(); err != nil {
+			yield(audit.Tag{}, err)
+		}
+	}
+}
+
+// pastAll sorts after every name and tag.
+const pastAll = "\U0010ffff"
+
+// HeldRefs is how many refs something is held back of.
+func (s *Store) HeldRefs(ctx context.Context) (n int64, err error) {
+	err = s.read.QueryRowContext(ctx, "SELECT count(*) FROM tag_state WHERE held").Scan(&n)
+	return n, err
+}
+
+// History returns the stints of ref, newest first, up to limit of those that
+// began with an event before the given index; a negative index is no bound.
+func (s *Store) History(ctx context.Context, ref audit.Ref, before int64, limit int) ([]audit.Stint, error) {
+	if before < 0 {
+		before = math.MaxInt64
+	}
+	rows, err := s.read.QueryContext(ctx, `SELECT i.digest, i.media_type, i.size, i.not_before, i.first_seen,
+			CASE WHEN i.ended IS NULL THEN t.last_confirmed ELSE i.last_confirmed END, i.ended, coalesce(i.end_reason, ''), i.leaf_idx, i.basis, i.diff_digest
+		FROM ref r JOIN tag_interval i ON i.ref_id = r.id JOIN tag_state t ON t.ref_id = r.id
+		WHERE r.upstream = ? AND r.repository = ? AND r.tag = ? AND i.leaf_idx < ?
+		ORDER BY i.leaf_idx DESC LIMIT ?`, ref.Upstream, ref.Repository, ref.Tag, before, limit)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var out []audit.Tag
-	for rows.Next() && (q.Limit == 0 || len(out) < q.Limit) {
-		var t audit.Tag
-		var since, confirmed int64
-		if err := rows.Scan(&t.Ref.Upstream, &t.Ref.Repository, &t.Ref.Tag, &t.State.Head, &t.State.HeadMediaType, &t.State.HeadSize,
-			&since, &confirmed, &t.State.Served, &t.State.Index); err != nil {
+	var out []audit.Stint
+	for rows.Next() {
+		var st audit.Stint
+		var notBefore, ended sql.NullInt64
+		var first, confirmed int64
+		if err := rows.Scan(&st.Digest, &st.MediaType, &st.Size, &notBefore, &first, &confirmed, &ended, &st.EndReason, &st.Index, &st.Basis, &st.Diff); err != nil {
 			return nil, err
 		}
-		if t.State.HeadSince, t.State.LastConfirmed = fromMillis(since), fromMillis(confirmed); q.Match.Matches(t.Ref) {
-			out = append(out, t)
-		}
+		st.FirstSeen, st.LastConfirmed = fromMillis(first), fromMillis(confirmed)
+		st.NotBefore, st.Ended = timeOf(notBefore), timeOf(ended)
+		out = append(out, st)
 	}
 	return out, rows.Err()
+}
+
+// RefOf returns a ref that meant a digest at some time, or fs.ErrNotExist.
+func (s *Store) RefOf(ctx context.Context, d digest.Digest) (ref audit.Ref, err error) {
+	err = s.read.QueryRowContext(ctx, "SELECT r.upstream, r.repository, r.tag FROM tag_interval i JOIN ref r ON r.id = i.ref_id WHERE i.digest = ? LIMIT 1", d).
+		Scan(&ref.Upstream, &ref.Repository, &ref.Tag)
+	if errors.Is(err, sql.ErrNoRows) {
+		return ref, fmt.Errorf("no tag meant %s: %w", d, fs.ErrNotExist)
+	}
+	return ref, err
+}
+
+func timeOf(ms sql.NullInt64) *time.Time {
+	if !ms.Valid {
+		return nil
+	}
+	t := fromMillis(ms.Int64)
+	return &t
+}
+
+// Keep yields the digests whose bytes are to be kept: what is served although it
+// is not the head, firmly, and of every ref the newest heads since a time, as
+// many as digests says, with the diffs between them.
+func (s *Store) Keep(ctx context.Context, digests int, since time.Time) iter.Seq2[audit.Kept, error] {
+	return func(yield func(audit.Kept, error) bool) {
+		rows, err := s.read.QueryContext(ctx, `
+			SELECT served_digest, 1 FROM tag_state WHERE held AND served_digest <> ''
+			UNION ALL
+			SELECT digest, 0 FROM (
+				SELECT digest, row_number() OVER (PARTITION BY ref_id ORDER BY max(leaf_idx) DESC) AS nth
+				FROM tag_interval WHERE ended IS NULL OR ended >= ? GROUP BY ref_id, digest) WHERE nth <= ?
+			UNION ALL
+			SELECT diff_digest, 0 FROM tag_interval WHERE diff_digest <> '' AND (ended IS NULL OR ended >= ?) AND ? > 0`,
+			millis(since), digests, millis(since), digests)
+		if err != nil {
+			yield(audit.Kept{}, err)
+			return
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var k audit.Kept
+			if err := rows.Scan(&k.Digest, &k.Firm); err != nil {
+				yield(audit.Kept{}, err)
+				return
+			}
+			if !yield(k, nil) {
+				return
+			}
+		}
+		if err := rows.Err(); err != nil {
+			yield(audit.Kept{}, err)
+		}
+	}
 }
 
 // TagNames returns the tags known of one repository, sorted.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"database/sql"
 	_ "embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -22,11 +23,15 @@ import (
 	"tidemark/audit/taglog"
 )
 
-//go:embed schema.sql
-var schema string
+//go:embed schema_1.sql
+var schema1 string
 
-// schemaVersion is SQLite's user_version of a database that schema.sql made.
-const schemaVersion = 1
+//go:embed schema_2.sql
+var schema2 string
+
+// schemas make a database, one after the other. SQLite's user_version tells how
+// many of them it has had.
+var schemas = []string{schema1, schema2}
 
 // A Store is an audit.Store and an audit.Log in a SQLite database. One process
 // writes, through one connection; readers have their own and never wait for it
@@ -79,19 +84,24 @@ func (s *Store) migrate(ctx context.Context, origin string) error {
 	if err := s.write.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
 		return err
 	}
-	switch {
-	case version > schemaVersion:
-		return fmt.Errorf("made by a newer version of tidemark (schema %d, this one knows %d)", version, schemaVersion)
-	case version == 0:
-		return s.tx(ctx, func(tx *sql.Tx) error {
-			if _, err := tx.ExecContext(ctx, schema); err != nil {
-				return err
-			}
-			_, err := tx.ExecContext(ctx, "INSERT INTO log_state (id, origin, size, root) VALUES (1, ?, 0, ?)", origin, make([]byte, tlog.HashSize))
-			return err
-		})
+	if version > len(schemas) {
+		return fmt.Errorf("made by a newer version of tidemark (schema %d, this one knows %d)", version, len(schemas))
 	}
-	return nil
+	if version == len(schemas) {
+		return nil
+	}
+	return s.tx(ctx, func(tx *sql.Tx) error {
+		for _, schema := range schemas[version:] {
+			if _, err := tx.ExecContext(ctx, schema); err != nil {
+				return fmt.Errorf("bring it from schema %d to %d: %w", version, len(schemas), err)
+			}
+		}
+		if version > 0 {
+			return nil
+		}
+		_, err := tx.ExecContext(ctx, "INSERT INTO log_state (id, origin, size, root) VALUES (1, ?, 0, ?)", origin, make([]byte, tlog.HashSize))
+		return err
+	})
 }
 
 // Close lets go of the file.
@@ -131,48 +141,63 @@ func (s *Store) State(ctx context.Context, ref audit.Ref) (audit.State, error) {
 	return st, err
 }
 
+// columns are those of a state, in the order in which scanState reads them.
+const columns = "t.head_digest, t.head_media_type, t.head_size, t.head_since, t.last_confirmed, t.served_digest, t.leaf_idx, t.deleted_at, t.more"
+
+// scanState reads a row that begins with others and ends with columns.
+func scanState(scan func(...any) error, st *audit.State, others ...any) error {
+	var since, confirmed int64
+	var deleted sql.NullInt64
+	var more []byte
+	err := scan(append(others, &st.Head, &st.HeadMediaType, &st.HeadSize, &since, &confirmed, &st.Served, &st.Index, &deleted, &more)...)
+	if err != nil {
+		return err
+	}
+	st.HeadSince, st.LastConfirmed = fromMillis(since), fromMillis(confirmed)
+	if deleted.Valid {
+		st.Deleted = fromMillis(deleted.Int64)
+	}
+	return json.Unmarshal(more, st)
+}
+
 // state returns the row and state of ref, or 0 and the zero State.
 func state(ctx context.Context, q querier, ref audit.Ref) (id int64, st audit.State, err error) {
-	var since, confirmed int64
-	err = q.QueryRowContext(ctx, `
-		SELECT r.id, t.head_digest, t.head_media_type, t.head_size, t.head_since, t.last_confirmed, t.served_digest, t.leaf_idx
-		FROM ref r JOIN tag_state t ON t.ref_id = r.id
-		WHERE r.upstream = ? AND r.repository = ? AND r.tag = ?`, ref.Upstream, ref.Repository, ref.Tag).
-		Scan(&id, &st.Head, &st.HeadMediaType, &st.HeadSize, &since, &confirmed, &st.Served, &st.Index)
+	row := q.QueryRowContext(ctx, "SELECT r.id, "+columns+` FROM ref r JOIN tag_state t ON t.ref_id = r.id
+		WHERE r.upstream = ? AND r.repository = ? AND r.tag = ?`, ref.Upstream, ref.Repository, ref.Tag)
+	err = scanState(row.Scan, &st, &id)
 	if errors.Is(err, sql.ErrNoRows) {
 		return 0, audit.State{}, nil
 	}
 	if err != nil {
 		return 0, audit.State{}, err
 	}
-	st.HeadSince, st.LastConfirmed = fromMillis(since), fromMillis(confirmed)
 	return id, st, nil
 }
 
 // Advance implements audit.Store.
-func (s *Store) Advance(ctx context.Context, ref audit.Ref, next func(audit.State, audit.History) (audit.State, []audit.Event)) (audit.State, error) {
+func (s *Store) Advance(ctx context.Context, ref audit.Ref, next func(audit.Record) (audit.State, []audit.Event, error)) (audit.State, error) {
 	var after audit.State
 	err := s.tx(ctx, func(tx *sql.Tx) error {
 		id, before, err := state(ctx, tx, ref)
 		if err != nil {
 			return err
 		}
-		var historyErr error
-		history := func(d digest.Digest) (uuid.UUID, bool) {
-			left, was, err := leftBy(ctx, tx, id, d)
-			historyErr = errors.Join(historyErr, err)
-			return left, was
+		r := audit.Record{State: before}
+		if r.Last, err = lastAt(ctx, tx); err != nil {
+			return err
 		}
-		st, events := next(before, history)
-		if historyErr != nil {
-			return historyErr
+		var pastErr error
+		r.Past = func(d digest.Digest) (audit.Past, bool) {
+			p, was, err := past(ctx, tx, id, d)
+			pastErr = errors.Join(pastErr, err)
+			return p, was
+		}
+		st, events, err := next(r)
+		if err = errors.Join(err, pastErr); err != nil {
+			return err
 		}
 		if id == 0 {
-			res, err := tx.ExecContext(ctx, "INSERT INTO ref (upstream, repository, tag) VALUES (?, ?, ?)", ref.Upstream, ref.Repository, ref.Tag)
-			if err != nil {
-				return err
-			}
-			if id, err = res.LastInsertId(); err != nil {
+			if id, err = insertRef(ctx, tx, ref); err != nil {
 				return err
 			}
 		}
@@ -183,16 +208,12 @@ func (s *Store) Advance(ctx context.Context, ref audit.Ref, next func(audit.Stat
 			if err := putInterval(ctx, tx, id, before, st, e); err != nil {
 				return err
 			}
+			if err := putVerdict(ctx, tx, id, e); err != nil {
+				return err
+			}
 		}
 		after = st
-		_, err = tx.ExecContext(ctx, `
-			INSERT INTO tag_state (ref_id, head_digest, head_media_type, head_size, head_since, last_confirmed, served_digest, leaf_idx)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-			ON CONFLICT (ref_id) DO UPDATE SET head_digest = excluded.head_digest, head_media_type = excluded.head_media_type,
-				head_size = excluded.head_size, head_since = excluded.head_since, last_confirmed = excluded.last_confirmed,
-				served_digest = excluded.served_digest, leaf_idx = excluded.leaf_idx`,
-			id, st.Head, st.HeadMediaType, st.HeadSize, millis(st.HeadSince), millis(st.LastConfirmed), st.Served, st.Index)
-		return err
+		return putState(ctx, tx, id, st)
 	})
 	if err != nil {
 		return audit.State{}, fmt.Errorf("record %s: %w", ref, err)
@@ -200,21 +221,71 @@ func (s *Store) Advance(ctx context.Context, ref audit.Ref, next func(audit.Stat
 	return after, nil
 }
 
-// leftBy tells whether the ref's head was d before, and by which event it left.
-func leftBy(ctx context.Context, q querier, id int64, d digest.Digest) (left uuid.UUID, was bool, err error) {
-	var text string
-	err = q.QueryRowContext(ctx, `SELECT end_event FROM tag_interval WHERE ref_id = ? AND digest = ? AND end_event IS NOT NULL
-		ORDER BY leaf_idx DESC LIMIT 1`, id, d).Scan(&text)
+func insertRef(ctx context.Context, tx *sql.Tx, ref audit.Ref) (int64, error) {
+	res, err := tx.ExecContext(ctx, "INSERT INTO ref (upstream, repository, tag) VALUES (?, ?, ?)", ref.Upstream, ref.Repository, ref.Tag)
+	if err != nil {
+		return 0, err
+	}
+	return res.LastInsertId()
+}
+
+func putState(ctx context.Context, tx *sql.Tx, id int64, st audit.State) error {
+	more, err := json.Marshal(st)
+	if err != nil {
+		return err
+	}
+	deleted := sql.NullInt64{Int64: millis(st.Deleted), Valid: !st.Deleted.IsZero()}
+	_, err = tx.ExecContext(ctx, `
+		INSERT INTO tag_state (ref_id, head_digest, head_media_type, head_size, head_since, last_confirmed, served_digest, leaf_idx, deleted_at, held, more)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+		ON CONFLICT (ref_id) DO UPDATE SET head_digest = excluded.head_digest, head_media_type = excluded.head_media_type,
+			head_size = excluded.head_size, head_since = excluded.head_since, last_confirmed = excluded.last_confirmed,
+			served_digest = excluded.served_digest, leaf_idx = excluded.leaf_idx, deleted_at = excluded.deleted_at,
+			held = excluded.held, more = excluded.more`,
+		id, st.Head, st.HeadMediaType, st.HeadSize, millis(st.HeadSince), millis(st.LastConfirmed), st.Served, st.Index, deleted, st.Held(), string(more))
+	return err
+}
+
+// lastAt is the time of the newest entry of the log, zero without one.
+func lastAt(ctx context.Context, q querier) (time.Time, error) {
+	var at int64
+	err := q.QueryRowContext(ctx, "SELECT at FROM log_leaf ORDER BY idx DESC LIMIT 1").Scan(&at)
 	if errors.Is(err, sql.ErrNoRows) {
-		return uuid.UUID{}, false, nil
+		return time.Time{}, nil
+	}
+	return fromMillis(at), err
+}
+
+// past tells of a digest that was the ref's head before and is none any more.
+func past(ctx context.Context, q querier, id int64, d digest.Digest) (p audit.Past, was bool, err error) {
+	var left string
+	err = q.QueryRowContext(ctx, `SELECT i.end_event, i.media_type, i.size, coalesce(v.withdrawn, ''), coalesce(v.rejected, 0)
+		FROM tag_interval i LEFT JOIN tag_verdict v ON v.ref_id = i.ref_id AND v.digest = i.digest
+		WHERE i.ref_id = ? AND i.digest = ? AND i.end_event IS NOT NULL ORDER BY i.leaf_idx DESC LIMIT 1`, id, d).
+		Scan(&left, &p.MediaType, &p.Size, &p.Withdrawn, &p.Rejected)
+	if errors.Is(err, sql.ErrNoRows) {
+		return audit.Past{}, false, nil
 	}
 	if err == nil {
-		left, err = uuid.Parse(text)
+		p.Left, err = uuid.Parse(left)
 	}
-	return left, err == nil, err
+	return p, err == nil, err
+}
+
+// Append implements audit.Store.
+func (s *Store) Append(ctx context.Context, e audit.Event) (index int64, err error) {
+	err = s.tx(ctx, func(tx *sql.Tx) error {
+		index, err = appendLeaf(ctx, tx, 0, e)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("record %s: %w", e.Type, err)
+	}
+	return index, nil
 }
 
 // appendLeaf seals an event as the next entry of the log and returns its index.
+// A refID of 0 is no ref.
 func appendLeaf(ctx context.Context, tx *sql.Tx, refID int64, e audit.Event) (int64, error) {
 	leaf, err := e.Leaf()
 	if err != nil {
@@ -229,7 +300,7 @@ func appendLeaf(ctx context.Context, tx *sql.Tx, refID int64, e audit.Event) (in
 		return 0, err
 	}
 	if _, err := tx.ExecContext(ctx, "INSERT INTO log_leaf (idx, event_id, type, ref_id, at, body) VALUES (?, ?, ?, ?, ?, ?)",
-		n, e.ID.String(), string(e.Type), refID, millis(e.Time), leaf); err != nil {
+		n, e.ID.String(), string(e.Type), sql.NullInt64{Int64: refID, Valid: refID != 0}, millis(e.Time), leaf); err != nil {
 		return 0, err
 	}
 	first := tlog.StoredHashIndex(0, n)
@@ -245,19 +316,45 @@ func appendLeaf(ctx context.Context, tx *sql.Tx, refID int64, e audit.Event) (in
 // putInterval closes the interval of the digest that e moved away from, and
 // opens that of the one it moved to.
 func putInterval(ctx context.Context, tx *sql.Tx, id int64, before, after audit.State, e audit.Event) error {
+	if !e.Type.Moves() && e.Type != audit.Deleted {
+		return nil
+	}
 	if e.Old != nil {
 		if _, err := tx.ExecContext(ctx, "UPDATE tag_interval SET last_confirmed = ?, ended = ?, end_reason = ?, end_event = ? WHERE ref_id = ? AND ended IS NULL",
-			millis(before.LastConfirmed), millis(e.Time), string(e.Type), e.ID.String(), id); err != nil {
+			millis(before.LastConfirmed), millis(e.Interval.NotAfter), string(e.Type), e.ID.String(), id); err != nil {
 			return err
 		}
+	}
+	if e.New == nil {
+		return nil
 	}
 	notBefore := sql.NullInt64{}
 	if e.Interval.NotBefore != nil {
 		notBefore = sql.NullInt64{Int64: millis(*e.Interval.NotBefore), Valid: true}
 	}
-	_, err := tx.ExecContext(ctx, `INSERT INTO tag_interval (ref_id, digest, media_type, not_before, first_seen, last_confirmed, leaf_idx, basis)
-		VALUES (?, ?, ?, ?, ?, ?, ?, 'observed')`,
-		id, e.New.Digest, e.New.MediaType, notBefore, millis(e.Interval.NotAfter), millis(after.LastConfirmed), after.Index)
+	diff := digest.Digest("")
+	if e.Diff != nil {
+		diff = e.Diff.Digest
+	}
+	_, err := tx.ExecContext(ctx, `INSERT INTO tag_interval (ref_id, digest, media_type, size, not_before, first_seen, last_confirmed, leaf_idx, basis, diff_digest)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'observed', ?)`,
+		id, e.New.Digest, e.New.MediaType, e.New.Size, notBefore, millis(e.Interval.NotAfter), millis(after.LastConfirmed), after.Index, diff)
+	return err
+}
+
+// putVerdict remembers what became of a digest, for when it is the head again.
+func putVerdict(ctx context.Context, tx *sql.Tx, id int64, e audit.Event) error {
+	var err error
+	switch {
+	case e.Type == audit.Withdrawn:
+		_, err = tx.ExecContext(ctx, `INSERT INTO tag_verdict (ref_id, digest, withdrawn) VALUES (?, ?, ?)
+			ON CONFLICT (ref_id, digest) DO UPDATE SET withdrawn = excluded.withdrawn`, id, e.New.Digest, e.Reason)
+	case e.Type == audit.Rejected:
+		_, err = tx.ExecContext(ctx, `INSERT INTO tag_verdict (ref_id, digest, rejected) VALUES (?, ?, 1)
+			ON CONFLICT (ref_id, digest) DO UPDATE SET rejected = 1`, id, e.New.Digest)
+	case e.Type == audit.Released && e.Operator != nil:
+		_, err = tx.ExecContext(ctx, "DELETE FROM tag_verdict WHERE ref_id = ? AND digest = ?", id, e.New.Digest)
+	}
 	return err
 }
 
@@ -363,7 +460,7 @@ func readHashes(ctx context.Context, q querier, indexes []int64) ([]tlog.Hash, e
 // Checkpoint implements audit.Log.
 func (s *Store) Checkpoint(ctx context.Context) ([]byte, error) {
 	var note []byte
-	err := s.read.QueryRowContext(ctx, "SELECT note FROM log_checkpoint ORDER BY size DESC LIMIT 1").Scan(&note)
+	err := s.read.QueryRowContext(ctx, "SELECT note FROM log_checkpoint WHERE origin = (SELECT origin FROM log_state) ORDER BY size DESC LIMIT 1").Scan(&note)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil
 	}
@@ -374,8 +471,8 @@ func (s *Store) Checkpoint(ctx context.Context) ([]byte, error) {
 // note is kept.
 func (s *Store) SaveCheckpoint(ctx context.Context, tree tlog.Tree, signed []byte, at time.Time) error {
 	return s.tx(ctx, func(tx *sql.Tx) error {
-		res, err := tx.ExecContext(ctx, `INSERT INTO log_checkpoint (size, root, note, signed_at) VALUES (?, ?, ?, ?)
-			ON CONFLICT (size) DO UPDATE SET note = excluded.note, signed_at = excluded.signed_at WHERE root = excluded.root`,
+		res, err := tx.ExecContext(ctx, `INSERT INTO log_checkpoint (origin, size, root, note, signed_at) SELECT origin, ?, ?, ?, ? FROM log_state WHERE true
+			ON CONFLICT (origin, size) DO UPDATE SET note = excluded.note, signed_at = excluded.signed_at WHERE root = excluded.root`,
 			tree.N, tree.Hash[:], signed, millis(at))
 		if err != nil {
 			return err

@@ -4,8 +4,6 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
-
-	"tidemark/config"
 )
 
 func newCheck() *cobra.Command {
@@ -19,9 +17,9 @@ Nothing is dialled and nothing is written.`,
 		Example: "  tidemark check -c /etc/tidemark.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			cfg, err := config.Load(path, nil)
+			cfg, err := loadConfig(path, nil)
 			if err != nil {
-				return usage(fmt.Errorf("configuration %s:\n%w", path, err))
+				return err
 			}
 			fmt.Fprint(c.OutOrStdout(), cfg)
 			return nil

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
+	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -20,6 +22,7 @@ import (
 type serveFlags struct {
 	config, data, listen, admin string
 	logFormat, logLevel         string
+	offline                     bool
 }
 
 func newServe() *cobra.Command {
@@ -27,7 +30,8 @@ func newServe() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the mirror",
-		Long: `Run the mirror until SIGTERM, which lets pulls under way finish.
+		Long: `Run the mirror until SIGTERM, which lets pulls under way finish. SIGHUP reads the
+policy (audit.rules and what belongs to them) from the configuration again.
 
 Without a configuration the registry is on 127.0.0.1:5050, the admin address on
 127.0.0.1:5051, all state in ./tidemark-data, and the well-known registries are
@@ -41,14 +45,16 @@ mirrored.`,
 			if err != nil {
 				return usage(err)
 			}
-			cfg, err := config.Load(f.config, f.override)
+			load := func() (*config.Config, error) { return loadConfig(f.config, f.override) }
+			cfg, err := load()
 			if err != nil {
-				return usage(fmt.Errorf("configuration %s:\n%w", f.config, err))
+				return err
 			}
 			s, err := wire(c.Context(), cfg, log)
 			if err != nil {
 				return err
 			}
+			s.load = load
 			s.greet(os.Stdout)
 			return errors.Join(s.Run(c.Context()), s.Close())
 		},
@@ -57,6 +63,7 @@ mirrored.`,
 	c.Flags().StringVar(&f.data, "data", "", "folder of all state (data)")
 	c.Flags().StringVar(&f.listen, "listen", "", "address of the registry (registry.listen)")
 	c.Flags().StringVar(&f.admin, "admin", "", "address of the admin API (admin.listen)")
+	c.Flags().BoolVar(&f.offline, "offline", false, "never contact an upstream (tags.offline)")
 	c.Flags().StringVar(&f.logFormat, "log-format", "console", "json or console")
 	c.Flags().StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	return c
@@ -82,6 +89,9 @@ func (f *serveFlags) override(c *config.Config) {
 		if o.flag != "" {
 			*o.key = o.flag
 		}
+	}
+	if f.offline {
+		c.Tags.Offline = true
 	}
 }
 
@@ -123,6 +133,48 @@ To have Docker pull through it, put these lines into /etc/docker/daemon.json and
 	fmt.Fprintln(w)
 }
 
+// reloadOnSignal reloads at every SIGHUP until ctx ends.
+func (s *server) reloadOnSignal(ctx context.Context) {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	for {
+		select {
+		case <-hup:
+			if err := s.reload(ctx); err != nil {
+				s.log.Error().Err(err).Msg("the configuration was not reloaded; everything is as it was")
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// reload takes over the policy of the configuration as it is now. What else has
+// changed in it is told, and waits for a restart.
+func (s *server) reload(ctx context.Context) error {
+	cfg, err := s.load()
+	if err != nil {
+		return err
+	}
+	policy, errs := policyOf(cfg)
+	if len(errs) > 0 {
+		return errs[0]
+	}
+	if err := s.ledger.Reload(ctx, policy, s.identities, "SIGHUP"); err != nil {
+		return err
+	}
+	was, is := *s.cfg, *cfg
+	for _, c := range []*config.Config{&was, &is} {
+		c.Audit.Preset, c.Audit.Rules, c.Audit.FlapWindow, c.Audit.DeleteAfter, c.Audit.GapFactor = "", nil, 0, config.DeleteAfter{}, 0
+	}
+	if was.String() != is.String() {
+		s.log.Warn().Msg("the configuration has changed beyond the policy; that takes effect with the next start")
+	}
+	s.log.Info().Str("policy_sha256", policy.SHA256()).Msg("the policy was reloaded")
+	return nil
+}
+
 // Run runs everything that lives long until ctx ends or something fails. The
 // listeners stop first: what they serve may need the rest until the end.
 func (s *server) Run(ctx context.Context) error {
@@ -132,7 +184,9 @@ func (s *server) Run(ctx context.Context) error {
 	defer stopBehind()
 
 	var behind errgroup.Group
-	for _, run := range []func(context.Context) error{s.cache.Run, s.ledger.Run} {
+	for _, run := range []func(context.Context) error{
+		s.cache.Run, s.ledger.Run, s.exposures.Run, s.conditions.Run, s.keeper.Run, s.snapshots.Run,
+	} {
 		behind.Go(func() error {
 			defer stop() // none of them ends by itself
 			return run(behindCtx)
@@ -142,10 +196,12 @@ func (s *server) Run(ctx context.Context) error {
 	defer stopSigner()
 	var signer errgroup.Group
 	signer.Go(func() error { return s.signer.Run(signCtx) })
+	signer.Go(func() error { return s.publisher.Run(signCtx) })
 
 	fronts, frontCtx := errgroup.WithContext(ctx)
 	fronts.Go(func() error { return s.registry.Run(frontCtx) })
 	fronts.Go(func() error { return s.admin.Run(frontCtx) })
+	fronts.Go(func() error { s.reloadOnSignal(frontCtx); return nil })
 	err := fronts.Wait()
 	stopBehind()
 	err = errors.Join(err, behind.Wait())

@@ -40,9 +40,9 @@ are pulled as SERVER/ghcr.io/org/app.`,
 	c.Flags().StringVarP(&configPath, "config", "c", "", "configuration file of the server")
 	c.Flags().StringVar(&registry, "registry", "", "address at which clients reach the registry, if it is another")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		cfg, err := config.Load(configPath, nil)
+		cfg, err := loadConfig(configPath, nil)
 		if err != nil {
-			return usage(fmt.Errorf("configuration %s:\n%w", configPath, err))
+			return err
 		}
 		if registry == "" {
 			registry = registryURL(cfg, cfg.Registry.Listen)

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -16,6 +18,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"tidemark/audit"
+	"tidemark/audit/publish"
 	"tidemark/audit/sqlite"
 	"tidemark/cache"
 	"tidemark/cache/disk"
@@ -31,13 +34,26 @@ import (
 // A server is all rooms, joined. wire makes it, Run runs it, Close lets go of
 // the data folder.
 type server struct {
-	cfg      *config.Config
-	log      zerolog.Logger
-	data     *dataFolder
-	store    *sqlite.Store
+	cfg  *config.Config
+	load func() (*config.Config, error) // reads the configuration again
+	log  zerolog.Logger
+	data *dataFolder
+
+	store      *sqlite.Store
+	origin     string // of the log
+	identities map[string]string
+	ledger     *audit.Ledger
+	signer     *audit.Signer
+	publisher  *publish.Publisher
+	exposures  *audit.Exposures
+	conditions *audit.Conditions
+	snapshots  *audit.Snapshots
+
 	cache    *cache.Cache
-	ledger   *audit.Ledger
-	signer   *audit.Signer
+	contents *proxy.Contents
+	keeper   *proxy.Keeper
+	events   *admin.Events
+
 	internal *front.Internal // nil unless registry.tls.mode is internal
 	registry *front.Server
 	admin    *front.Server
@@ -56,7 +72,7 @@ func wire(ctx context.Context, cfg *config.Config, log zerolog.Logger) (_ *serve
 		return nil, err
 	}
 	metrics := admin.NewMetrics()
-	origin, err := s.wireAudit(ctx, metrics)
+	key, err := s.wireLog(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -67,72 +83,144 @@ func wire(ctx context.Context, cfg *config.Config, log zerolog.Logger) (_ *serve
 	if err != nil {
 		return nil, err
 	}
+	s.contents = proxy.NewContents(upstreams, s.cache)
+	if err := s.wireLedger(ctx, key, upstreams, metrics); err != nil {
+		return nil, err
+	}
 	if err := s.wireRegistry(ctx, upstreams, table, metrics); err != nil {
 		return nil, err
 	}
-	return s, s.wireAdmin(upstreams, metrics, origin)
+	return s, s.wireAdmin(upstreams, metrics)
 }
 
-func (s *server) wireAudit(ctx context.Context, metrics *admin.Metrics) (origin string, err error) {
+// wireLog opens the database and the key of the log, which may be missing: then
+// it is nil.
+func (s *server) wireLog(ctx context.Context) (*audit.Key, error) {
 	key, err := audit.OpenKey(s.data.path, s.cfg.Audit.Origin, false)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", err
+		return nil, err
 	}
-	if origin = s.cfg.Audit.Origin; key != nil {
+	origin := s.cfg.Audit.Origin
+	if key != nil {
 		origin = key.Origin()
 	} else if origin == "" {
 		origin = audit.NewOrigin()
 	}
 	if s.store, err = sqlite.Open(ctx, s.data.file("audit.db"), origin); err != nil {
-		return "", err
+		return nil, err
 	}
-	recorded, err := s.store.Origin(ctx)
+	if s.origin, err = s.store.Origin(ctx); err != nil {
+		return nil, err
+	}
+	if s.origin != origin && (key != nil || s.cfg.Audit.Origin != "") {
+		hint := ""
+		if _, err := os.Stat(s.data.file("log.key.new")); err == nil {
+			hint = "; a fork was begun and not finished: call tidemark log fork again"
+		}
+		return nil, fmt.Errorf("the ledger in %s is the log %s, but the key or audit.origin says %s: they do not belong together%s", s.data.path, s.origin, origin, hint)
+	}
+	if key != nil {
+		return key, nil
+	}
+	tree, err := s.store.Tree(ctx)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	if recorded != origin && (key != nil || s.cfg.Audit.Origin != "") {
-		return "", fmt.Errorf("the ledger in %s is the log %s, but the key or audit.origin says %s: they do not belong together", s.data.path, recorded, origin)
+	_, err = os.Stat(s.data.file("anchor"))
+	fresh := tree.N == 0 && errors.Is(err, fs.ErrNotExist)
+	if key, err = audit.OpenKey(s.data.path, s.origin, fresh); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
 	}
-	origin = recorded
-	if key == nil {
-		tree, err := s.store.Tree(ctx)
-		if err != nil {
-			return "", err
-		}
-		_, err = os.Stat(s.data.file("anchor"))
-		fresh := tree.N == 0 && errors.Is(err, fs.ErrNotExist)
-		if key, err = audit.OpenKey(s.data.path, origin, fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return "", err
-		}
+	return key, err
+}
+
+func (s *server) wireLedger(ctx context.Context, key *audit.Key, upstreams map[string]*upstream.Upstream, metrics *admin.Metrics) error {
+	policy, errs := policyOf(s.cfg)
+	if len(errs) > 0 {
+		return errs[0]
 	}
 	s.signer = audit.NewSigner(s.store, key, s.data.file("anchor"), nil, s.log)
+	if err := s.wirePublisher(); err != nil {
+		return err
+	}
+	s.exposures = audit.NewExposures(s.store, time.Duration(s.cfg.Audit.ExposureKeep), nil, s.log)
+	s.conditions = audit.NewConditions(s.store, nil, s.log)
+	s.events = admin.NewEvents()
+	held := true
+	s.keeper = proxy.NewKeeper(s.contents, func(ctx context.Context) iter.Seq2[audit.Tag, error] {
+		return s.store.EachTag(ctx, audit.TagQuery{Held: &held})
+	}, s.log)
 	s.ledger = audit.New(audit.Options{
-		Store:      s.store,
+		Store: s.store, Memory: s.store, Policy: policy, Compare: s.contents.Compare,
 		TTL:        time.Duration(s.cfg.Tags.TTL),
 		Background: s.cfg.Tags.Refresh == config.RefreshBackground,
 		Log:        s.log,
+		Answered:   func(ref audit.Ref, err error) { s.conditions.Answered(ref.Upstream, err) },
 		Recorded: func(index int64, e audit.Event) {
 			s.signer.Grown()
+			s.keeper.Recorded(e)
+			s.events.Grown()
+			s.cache.Repin()
+			metrics.Recorded(e)
 			logEvent(s.log, index, e)
-			switch e.Type {
-			case audit.Moved:
-				metrics.Move("unknown", e.Policy.Mode)
-			case audit.Reverted:
-				metrics.Move("rollback", e.Policy.Mode)
-			}
 		},
 	})
-	return origin, nil
+	s.snapshots = audit.NewSnapshots(s.ledger, s.store, s.store, s.contents.Keep, s.log)
+	s.identities = make(map[string]string)
+	for name, u := range upstreams {
+		s.identities[name] = u.Identity()
+	}
+	if err := s.ledger.Begin(ctx, s.identities); err != nil {
+		// Images are served nevertheless; /readyz tells.
+		s.log.Error().Err(err).Msg("what changed since the last start could not be recorded")
+	}
+	return nil
 }
 
-// logEvent writes the one line of a tag move.
+func (s *server) wirePublisher() error {
+	var sinks []publish.Sink
+	for _, p := range s.cfg.Audit.Publish {
+		if p.Type == config.PublishFile {
+			sinks = append(sinks, publish.File{Path: p.Path})
+			continue
+		}
+		hook, err := publish.NewWebhook(p.URL, string(p.Secret))
+		if err != nil {
+			return err
+		}
+		sinks = append(sinks, hook)
+	}
+	s.publisher = publish.New(s.origin, s.signer.Last, s.store, sinks, s.log)
+	s.signer.OnSigned(s.publisher.Signed)
+	return nil
+}
+
+// logEvent writes the one line of an event.
 func logEvent(log zerolog.Logger, index int64, e audit.Event) {
-	line := log.Info().Str("kind", string(e.Type)).Str("upstream", e.Ref.Upstream).Str("repo", e.Ref.Repository).Str("tag", e.Ref.Tag).
-		Str("digest", e.New.Digest.String())
+	line := log.Info().Str("kind", string(e.Type))
+	if e.Ref != (audit.Ref{}) {
+		line = line.Str("upstream", e.Ref.Upstream).Str("repo", e.Ref.Repository).Str("tag", e.Ref.Tag)
+	}
+	if e.New != nil {
+		line = line.Str("digest", e.New.Digest.String())
+	}
 	if e.Old != nil {
 		line = line.Str("prev", e.Old.Digest.String())
 	}
 	line.Int64("index", index).Msg("recorded")
+}
+
+// pins tells the cache what the ledger wants kept.
+func (s *server) pins(ctx context.Context) iter.Seq2[cache.Pin, error] {
+	keep := s.cfg.Audit.Keep
+	since := time.Now().Add(-time.Duration(keep.Days) * 24 * time.Hour)
+	return func(yield func(cache.Pin, error) bool) {
+		for k, err := range s.store.Keep(ctx, keep.Digests, since) {
+			if !yield(cache.Pin(k), err) {
+				return
+			}
+		}
+	}
 }
 
 func (s *server) wireCache() error {
@@ -157,6 +245,7 @@ func (s *server) wireCache() error {
 		},
 		MinFree:  s.cfg.Cache.MinFree.Of(total),
 		Describe: describe,
+		Pins:     s.pins,
 		Log:      s.log,
 	})
 	return nil
@@ -170,7 +259,7 @@ func describe(manifest []byte) (cache.Description, error) {
 	}
 	out := cache.Description{MediaType: d.MediaType, Index: d.Index}
 	for _, r := range d.Refers {
-		out.Refers = append(out.Refers, cache.Reference(r))
+		out.Refers = append(out.Refers, cache.Reference{Digest: r.Digest, Size: r.Size})
 	}
 	return out, nil
 }
@@ -181,7 +270,7 @@ func wireUpstreams(cfg *config.Config, metrics *admin.Metrics) (map[string]*upst
 	for name, u := range cfg.Upstreams {
 		o := upstream.Options{
 			Name: name, Username: u.Username, Password: string(u.Password), TokenRealms: u.TokenRealms,
-			Insecure: u.Insecure, UserAgent: "tidemark/" + version(),
+			Insecure: u.Insecure, UserAgent: "tidemark/" + version(), Offline: cfg.Tags.Offline,
 			Observe: func(status int) { metrics.Upstream(name, status) },
 		}
 		for _, e := range u.Endpoints {
@@ -210,10 +299,12 @@ func (s *server) wireRegistry(ctx context.Context, upstreams map[string]*upstrea
 	handler := proxy.New(proxy.Options{
 		Table: table, Upstreams: upstreams, Ledger: s.ledger, Cache: s.cache,
 		Prefetch: s.cfg.Cache.Prefetch, KnownTags: s.store.TagNames,
+		History: s.store.History, OCITagHistory: s.cfg.Audit.OCITagHistory,
 		Observe: func(r *http.Request, p proxy.Pull) {
 			line := front.LineOf(r)
 			line.Kind, line.Upstream, line.Repo, line.Tag = p.Kind.String(), p.Upstream, p.Repo, p.Tag
 			line.Digest, line.Source, line.Err = p.Digest.String(), p.Source, p.Err
+			s.visited(r, p)
 		},
 	})
 	tlsConfig, err := s.wireTLS(ctx)
@@ -228,6 +319,18 @@ func (s *server) wireRegistry(ctx context.Context, upstreams map[string]*upstrea
 		},
 	})
 	return s.registry.Listen()
+}
+
+// visited notes who resolved or fetched a manifest.
+func (s *server) visited(r *http.Request, p proxy.Pull) {
+	if p.Kind != oci.Manifest || p.Err != nil || p.Digest == "" || p.Tag == "" && !p.Sent {
+		return
+	}
+	client, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		client = r.RemoteAddr
+	}
+	s.exposures.Note(audit.Visit{Digest: p.Digest, Client: client, Upstream: p.Upstream, Repository: p.Repo, Tag: p.Tag, Fetched: p.Sent})
 }
 
 func (s *server) wireTLS(ctx context.Context) (*tls.Config, error) {
@@ -250,13 +353,14 @@ func (s *server) wireTLS(ctx context.Context) (*tls.Config, error) {
 	return nil, nil
 }
 
-func (s *server) wireAdmin(upstreams map[string]*upstream.Upstream, metrics *admin.Metrics, origin string) error {
-	status := func() []admin.UpstreamStatus { return upstreamStatus(upstreams) }
-	metrics.Watch(admin.Sources{Cache: s.cache.Stats, Upstreams: status, Tree: s.store.Tree, UnsignedSince: s.signer.UnsignedSince})
+func (s *server) wireAdmin(upstreams map[string]*upstream.Upstream, metrics *admin.Metrics) error {
+	status := func() []admin.UpstreamStatus { return s.upstreamStatus(upstreams) }
+	metrics.Watch(admin.Sources{Cache: s.cache.Stats, Upstreams: status, Tree: s.store.Tree, UnsignedSince: s.signer.UnsignedSince, HeldRefs: s.store.HeldRefs})
 	o := admin.Options{
-		Version: version(), Started: time.Now(), Origin: origin, Token: string(s.cfg.Admin.Token),
-		Cache: s.cache, Views: s.store, Entries: s.store, Signer: s.signer, Metrics: metrics,
-		Upstreams: status, Warnings: s.warnings,
+		Version: version(), Started: time.Now(), Origin: s.origin, Token: string(s.cfg.Admin.Token),
+		Cache: s.cache, Views: s.store, Entries: s.store, Ledger: s.ledger, Contents: s.contents, Signer: s.signer, Metrics: metrics, Events: s.events,
+		History: s.store.History, RefOf: s.store.RefOf, Exposures: s.store.Exposures, FlushExposures: s.exposures.Flush, Conditions: s.store.Conditions,
+		Upstreams: status, Warnings: s.warnings, ParsePolicy: parsePolicy,
 	}
 	if s.internal != nil {
 		var err error
@@ -268,11 +372,15 @@ func (s *server) wireAdmin(upstreams map[string]*upstream.Upstream, metrics *adm
 	return s.admin.Listen()
 }
 
-func upstreamStatus(upstreams map[string]*upstream.Upstream) []admin.UpstreamStatus {
+func (s *server) upstreamStatus(upstreams map[string]*upstream.Upstream) []admin.UpstreamStatus {
+	conditions := s.conditions.Now()
 	var out []admin.UpstreamStatus
 	for name, u := range upstreams {
 		h := u.Health()
 		st := admin.UpstreamStatus{Name: name, Healthy: h.Healthy, LastError: h.LastError}
+		if c, ok := conditions[name]; ok {
+			st.Condition = &c
+		}
 		if h.RateLimitRemaining >= 0 {
 			st.RateLimitRemaining = &h.RateLimitRemaining
 		}

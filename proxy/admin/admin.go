@@ -10,15 +10,18 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"mime"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"tidemark/audit"
+	"tidemark/audit/diff"
 	"tidemark/cache"
 )
 
@@ -38,17 +41,41 @@ type Entries interface {
 	tlog.HashReader
 }
 
+// Contents looks at what digests stand for, here and upstream.
+type Contents interface {
+	// Have makes sure that the manifest of a digest of a ref is here.
+	Have(ctx context.Context, ref audit.Ref, d digest.Digest) error
+	// Diff compares two digests of a ref.
+	Diff(ctx context.Context, ref audit.Ref, old, new digest.Digest) (*diff.Diff, error)
+}
+
 // Options configure a Handler. All but Token is required.
 type Options struct {
-	Version string
-	Started time.Time
-	Origin  string // name of the log
-	Token   string // "" lets everyone in: only on loopback
-	Cache   *cache.Cache
-	Views   Views
-	Entries Entries
-	Signer  *audit.Signer
-	Metrics *Metrics
+	Version  string
+	Started  time.Time
+	Origin   string // name of the log
+	Token    string // "" lets everyone in: only on loopback
+	Cache    *cache.Cache
+	Views    Views
+	Entries  Entries
+	Ledger   *audit.Ledger
+	Contents Contents
+	Signer   *audit.Signer
+	Metrics  *Metrics
+	Events   *Events
+
+	// History is what a ref meant, newest first, before an index. RefOf is a ref
+	// that meant a digest. Exposures is who resolved or fetched one; those that
+	// were noted are written down by FlushExposures. Conditions are the troubles
+	// of upstreams, newest first.
+	History        func(ctx context.Context, ref audit.Ref, before int64, limit int) ([]audit.Stint, error)
+	RefOf          func(context.Context, digest.Digest) (audit.Ref, error)
+	Exposures      func(context.Context, digest.Digest) ([]audit.Exposure, error)
+	FlushExposures func(context.Context)
+	Conditions     func(ctx context.Context, limit int) ([]audit.Condition, error)
+
+	// ParsePolicy reads the policy of a configuration's text.
+	ParsePolicy func(text string) (*audit.Policy, error)
 
 	// Upstreams tells how the upstreams are doing, Warnings what a person should
 	// look at although images are served.
@@ -80,9 +107,22 @@ func New(o Options) *Handler {
 	h.mux.HandleFunc("GET /log/proof/{index}", h.proof)
 	h.mux.HandleFunc("GET /log/tile/", h.tile)
 	h.mux.HandleFunc("GET /api/v1/status", api(h.status))
-	h.mux.HandleFunc("GET /api/v1/tags", api(h.tags, "match", "moved_since", "after", "limit"))
+	h.mux.HandleFunc("GET /api/v1/tags", api(h.tags, "match", "held", "moved_since", "after", "limit"))
+	h.mux.HandleFunc("GET /api/v1/tags/history", api(h.history, "ref", "after", "limit"))
+	for _, action := range []string{audit.Approve, audit.Reject, audit.HoldAt, audit.Release} {
+		h.mux.HandleFunc("POST /api/v1/tags/"+action, change(func(r *http.Request) (any, error) { return h.decide(r, action) }))
+	}
 	h.mux.HandleFunc("GET /api/v1/events", api(h.events, "ref", "type", "since", "until", "after", "limit", "order"))
 	h.mux.HandleFunc("GET /api/v1/events/{index}", api(h.event))
+	h.mux.HandleFunc("GET /api/v1/events/stream", h.stream)
+	h.mux.HandleFunc("GET /api/v1/diff", api(h.diff, "old", "new", "ref", "platform"))
+	h.mux.HandleFunc("GET /api/v1/exposure", api(h.exposure, "digest"))
+	h.mux.HandleFunc("GET /api/v1/conditions", api(h.conditions, "limit"))
+	h.mux.HandleFunc("POST /api/v1/policy/test", change(h.policyTest))
+	h.mux.HandleFunc("GET /api/v1/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(openAPI)
+	})
 	h.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, &Error{http.StatusNotFound, "not_found", fmt.Sprintf("%s %.200q is not known here", r.Method, r.URL.Path)})
 	})
@@ -141,10 +181,45 @@ func api(f func(*http.Request) (any, error), params ...string) http.HandlerFunc 
 	}
 }
 
+// change makes a handler of a function that changes something. No web page can
+// call it: a form cannot send JSON, and a script of another origin may not.
+func change(f func(*http.Request) (any, error)) http.HandlerFunc {
+	call := api(f)
+	return func(w http.ResponseWriter, r *http.Request) {
+		if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
+			writeError(w, &Error{http.StatusUnsupportedMediaType, "not_json", "this call needs Content-Type: application/json"})
+			return
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		call(w, r)
+	}
+}
+
+// maxBody bounds the body of a call in bytes.
+const maxBody = 1 << 20
+
+// body reads the body of a call. Keys that are not known are refused, like
+// parameters.
+func body(r *http.Request, v any) error {
+	dec := json.NewDecoder(r.Body)
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		return badRequest("the body is not what this call takes: %v", err)
+	}
+	return nil
+}
+
 func writeError(w http.ResponseWriter, err error) {
 	var e *Error
+	var conflict *audit.ConflictError
 	switch {
 	case errors.As(err, &e):
+	case errors.As(err, &conflict):
+		e = &Error{http.StatusConflict, "conflict", err.Error()}
+	case errors.Is(err, audit.ErrNoReason):
+		e = badRequest("reason: %v", err)
+	case errors.Is(err, audit.ErrLedger):
+		e = &Error{http.StatusServiceUnavailable, "ledger_unwritable", err.Error()}
 	case errors.Is(err, fs.ErrNotExist):
 		e = &Error{http.StatusNotFound, "not_found", err.Error()}
 	default:
@@ -185,7 +260,7 @@ func nonNil[T any](s []T) []T {
 
 func (h *Handler) index(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	fmt.Fprintf(w, "tidemark %s, log %s\n\n/api/v1/status\n/api/v1/tags\n/api/v1/events\n/metrics\n/readyz\n/log/checkpoint\n/log/vkey\n", h.o.Version, h.o.Origin)
+	fmt.Fprintf(w, "tidemark %s, log %s\n\n/api/v1/status\n/api/v1/tags\n/api/v1/events\n/api/v1/openapi.json\n/metrics\n/readyz\n/log/checkpoint\n/log/vkey\n", h.o.Version, h.o.Origin)
 }
 
 func (h *Handler) internalCA(w http.ResponseWriter, _ *http.Request) {

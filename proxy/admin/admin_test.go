@@ -3,6 +3,7 @@ package admin_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,12 +14,14 @@ import (
 	"time"
 
 	"filippo.io/torchwood"
+	"github.com/opencontainers/go-digest"
 	"github.com/rs/zerolog"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"tidemark/audit"
 	"tidemark/audit/audittest"
+	"tidemark/audit/diff"
 	"tidemark/audit/sqlite"
 	"tidemark/cache"
 	"tidemark/cache/disk"
@@ -26,9 +29,28 @@ import (
 )
 
 type fixture struct {
-	url   string
-	store *sqlite.Store
-	warn  []string
+	url    string
+	store  *sqlite.Store
+	ledger *audit.Ledger
+	events *admin.Events
+	gone   digest.Digest // whose manifest nobody has
+	warn   []string
+}
+
+// Have implements admin.Contents.
+func (f *fixture) Have(_ context.Context, _ audit.Ref, d digest.Digest) error {
+	if d == f.gone {
+		return errors.New("404 Not Found")
+	}
+	return nil
+}
+
+// Diff implements admin.Contents.
+func (f *fixture) Diff(_ context.Context, _ audit.Ref, old, new digest.Digest) (*diff.Diff, error) {
+	manifest := func(d digest.Digest) ([]byte, error) {
+		return fmt.Appendf(nil, `{"schemaVersion":2,"config":{"digest":"%s"},"layers":[]}`, d), nil
+	}
+	return diff.Between(old, new, manifest)
 }
 
 var noon = time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
@@ -63,20 +85,28 @@ func serve(t *testing.T, n int, token string) *fixture {
 		t.Fatal(err)
 	}
 	c := cache.New(cache.Options{Store: d, Budget: func(int64) int64 { return 1 << 20 }, Log: log})
-	f := &fixture{store: store}
+	f := &fixture{store: store, events: admin.NewEvents()}
+	policy, errs := audit.Compile(audit.PolicyText{Rules: []audit.RuleText{{Name: "careful", Match: "docker.io/library/held:*", Mode: audit.HoldMode}}})
+	if len(errs) > 0 {
+		t.Fatal(errs)
+	}
+	f.ledger = audit.New(audit.Options{Store: store, Memory: store, Policy: policy, Recorded: func(int64, audit.Event) { f.events.Grown() }})
+	exposures := audit.NewExposures(store, time.Hour, nil, log)
 	m := admin.NewMetrics()
 	upstreams := func() []admin.UpstreamStatus {
 		left := int64(42)
 		return []admin.UpstreamStatus{{Name: "docker.io", Healthy: true, RateLimitRemaining: &left}}
 	}
-	m.Watch(admin.Sources{Cache: c.Stats, Upstreams: upstreams, Tree: store.Tree, UnsignedSince: signer.UnsignedSince})
+	m.Watch(admin.Sources{Cache: c.Stats, Upstreams: upstreams, Tree: store.Tree, UnsignedSince: signer.UnsignedSince, HeldRefs: store.HeldRefs})
 	m.Request("manifest", "docker.io", "hit", 200, 10, time.Millisecond)
 	m.Request("blob", "docker.io", "", 404, 0, time.Millisecond)
 	m.Upstream("docker.io", 200)
-	m.Move("unknown", "observe")
+	m.Recorded(audit.Event{Type: audit.Moved, Class: audit.ClassUnknown, Policy: audit.Effect{Mode: audit.Observe}})
 	srv := httptest.NewServer(admin.New(admin.Options{
 		Version: "test", Started: noon, Origin: "tidemark.test/log", Token: token,
-		Cache: c, Views: store, Entries: store, Signer: signer, Metrics: m,
+		Cache: c, Views: store, Entries: store, Ledger: f.ledger, Contents: f, Signer: signer, Metrics: m, Events: f.events,
+		History: store.History, RefOf: store.RefOf, Exposures: store.Exposures, FlushExposures: exposures.Flush, Conditions: store.Conditions,
+		ParsePolicy: func(string) (*audit.Policy, error) { return nil, errors.New("line 1: no") },
 		Upstreams: upstreams, Warnings: func() []string { return f.warn },
 	}))
 	t.Cleanup(srv.Close)

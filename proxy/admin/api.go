@@ -49,6 +49,10 @@ type UpstreamStatus struct {
 	Healthy            bool   `json:"healthy"`
 	LastError          string `json:"last_error,omitempty"`
 	RateLimitRemaining *int64 `json:"ratelimit_remaining,omitempty"`
+
+	// Condition is the trouble that it is in for longer, as /api/v1/conditions
+	// has it.
+	Condition *audit.Condition `json:"condition,omitempty"`
 }
 
 // FillStatus tells how far a download is. Size is -1 when not known.
@@ -98,8 +102,41 @@ type Tag struct {
 	Served        digest.Digest `json:"served"`
 	HeadSince     time.Time     `json:"head_since"`
 	LastConfirmed time.Time     `json:"last_confirmed"`
-	Mode          string        `json:"mode"`
-	Index         int64         `json:"index"` // of the event by which served is served
+	Mode          audit.Mode    `json:"mode"`
+	Rule          string        `json:"rule,omitempty"`    // by which; none is the implicit last one
+	Index         int64         `json:"index"`             // of the event by which served is served
+	Held          *Held         `json:"held,omitempty"`    // what is not served, and why
+	Deleted       *time.Time    `json:"deleted,omitempty"` // when upstream was found to have it no longer
+	Settled       bool          `json:"settled"`           // the last move was confirmed by a later answer
+}
+
+// Held is what a tag means upstream and not here.
+type Held struct {
+	Digest digest.Digest `json:"digest"` // what is held back; the served one if only a hand holds the tag
+	Since  time.Time     `json:"since"`
+	Until  *time.Time    `json:"until,omitempty"` // when a rule serves it, if nothing happens until then
+	Reason string        `json:"reason"`
+}
+
+func describeTag(t audit.Tag) Tag {
+	out := Tag{
+		Ref: t.Ref.String(), Head: t.State.Head, Served: t.State.Served, HeadSince: t.State.HeadSince,
+		LastConfirmed: t.State.LastConfirmed, Mode: t.Rule.Mode, Rule: t.Rule.Name, Index: t.State.Index, Settled: t.State.Settled(),
+	}
+	if !t.State.Deleted.IsZero() {
+		out.Deleted = &t.State.Deleted
+	}
+	if !t.State.Held() {
+		return out
+	}
+	out.Held = &Held{Digest: t.State.Head, Since: t.State.HeadSince}
+	if _, until, why := t.Withheld(); why != "" {
+		out.Held.Until, out.Held.Reason = until, why
+	}
+	if h := t.State.Hold; h != nil {
+		out.Held.Since, out.Held.Reason = h.Since, h.Reason
+	}
+	return out
 }
 
 // How many items a list has if it is not said, and at most.
@@ -144,6 +181,13 @@ func (h *Handler) tags(r *http.Request) (any, error) {
 			return nil, badRequest("match: %v", err)
 		}
 	}
+	if held := q.Get("held"); held != "" {
+		is, err := strconv.ParseBool(held)
+		if err != nil {
+			return nil, badRequest("held %.20q is neither true nor false", held)
+		}
+		query.Held = &is
+	}
 	if query.MovedSince, err = instant(q, "moved_since"); err != nil {
 		return nil, err
 	}
@@ -163,10 +207,7 @@ func (h *Handler) tags(r *http.Request) (any, error) {
 			list.Next = list.Tags[n-1].Ref
 			break
 		}
-		list.Tags = append(list.Tags, Tag{
-			Ref: t.Ref.String(), Head: t.State.Head, Served: t.State.Served, HeadSince: t.State.HeadSince,
-			LastConfirmed: t.State.LastConfirmed, Mode: audit.ModeObserve, Index: t.State.Index,
-		})
+		list.Tags = append(list.Tags, describeTag(h.o.Ledger.Tag(t.Ref, t.State)))
 	}
 	return list, nil
 }
@@ -183,22 +224,31 @@ type Event struct {
 	Leaf  json.RawMessage `json:"leaf"`
 }
 
-func (h *Handler) events(r *http.Request) (any, error) {
-	q := r.URL.Query()
+// eventQuery reads which events are wanted.
+func eventQuery(q url.Values) (audit.EventQuery, error) {
 	query := audit.EventQuery{Type: audit.Type(q.Get("type"))}
-	n, err := limit(q)
-	if err != nil {
-		return nil, err
-	}
 	if s := q.Get("ref"); s != "" {
 		ref, err := audit.ParseRef(s)
 		if err != nil {
-			return nil, badRequest("ref: %v", err)
+			return query, badRequest("ref: %v", err)
 		}
 		query.Ref = &ref
 	}
 	if query.Type != "" && !query.Type.Known() {
-		return nil, badRequest("type %.50q is not an event type", query.Type)
+		return query, badRequest("type %.50q is not an event type", query.Type)
+	}
+	return query, nil
+}
+
+func (h *Handler) events(r *http.Request) (any, error) {
+	q := r.URL.Query()
+	query, err := eventQuery(q)
+	if err != nil {
+		return nil, err
+	}
+	n, err := limit(q)
+	if err != nil {
+		return nil, err
 	}
 	if query.Since, err = instant(q, "since"); err != nil {
 		return nil, err

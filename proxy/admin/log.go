@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"filippo.io/torchwood"
-	"golang.org/x/mod/sumdb/tlog"
 
 	"tidemark/audit"
 	"tidemark/audit/taglog"
@@ -69,7 +68,7 @@ func (h *Handler) tile(w http.ResponseWriter, r *http.Request) {
 		writeError(w, &Error{http.StatusNotFound, "not_found", "the signed tree has no such tile"})
 		return
 	}
-	body, err := h.tileBytes(r, t)
+	body, err := audit.Tiles{Hashes: h.o.Entries, Leaves: h.o.Entries}.Tile(r.Context(), t)
 	if err != nil {
 		writeError(w, err)
 		return
@@ -78,15 +77,4 @@ func (h *Handler) tile(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "max-age=31536000, immutable")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	_, _ = w.Write(body)
-}
-
-func (h *Handler) tileBytes(r *http.Request, t tlog.Tile) ([]byte, error) {
-	if t.L >= 0 {
-		return taglog.Tile(t, h.o.Entries)
-	}
-	leaves, err := h.o.Entries.Leaves(r.Context(), t.N*torchwood.TileWidth, int64(t.W))
-	if err != nil {
-		return nil, err
-	}
-	return taglog.Entries(leaves)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"tidemark/audit"
 	"tidemark/cache"
 )
 
@@ -74,8 +75,12 @@ func (m *Metrics) Upstream(name string, status int) {
 	m.upstreamAsks.WithLabelValues(name, strconv.Itoa(status)).Inc()
 }
 
-// Move counts a recorded move.
-func (m *Metrics) Move(class, mode string) { m.moves.WithLabelValues(class, mode).Inc() }
+// Recorded counts an event, if it is a move.
+func (m *Metrics) Recorded(e audit.Event) {
+	if e.Type.Moves() && e.Type != audit.FirstSeen {
+		m.moves.WithLabelValues(string(e.Class), string(e.Policy.Mode)).Inc()
+	}
+}
 
 func (m *Metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.reg, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
@@ -87,6 +92,7 @@ type Sources struct {
 	Upstreams     func() []UpstreamStatus
 	Tree          func(context.Context) (tlog.Tree, error)
 	UnsignedSince func() time.Time
+	HeldRefs      func(context.Context) (int64, error)
 }
 
 // Watch adds the series that others count.
@@ -107,13 +113,14 @@ var (
 	fillsActive  = desc("fills_active", "Downloads under way.")
 	fillFailures = desc("fill_failures_total", "Downloads that did not end with stored content.", "reason")
 	rateLimit    = desc("upstream_ratelimit_remaining", "What an upstream said is left of its rate limit.", "upstream")
+	heldRefs     = desc("held_refs", "Tags of which something is held back, by a rule or by hand.")
 	logSize      = desc("log_size", "Entries of the ledger.")
 	logUnsigned  = desc("log_unsigned_seconds", "Time since the ledger grew beyond its last checkpoint, 0 if it did not.")
 )
 
 // Describe implements prometheus.Collector.
 func (w watched) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{cacheBytes, cacheBlobs, cacheEvicted, cacheOldest, fillsActive, fillFailures, rateLimit, logSize, logUnsigned} {
+	for _, d := range []*prometheus.Desc{cacheBytes, cacheBlobs, cacheEvicted, cacheOldest, fillsActive, fillFailures, rateLimit, heldRefs, logSize, logUnsigned} {
 		ch <- d
 	}
 }
@@ -139,6 +146,11 @@ func (w watched) Collect(ch chan<- prometheus.Metric) {
 		if u.RateLimitRemaining != nil {
 			gauge(rateLimit, float64(*u.RateLimitRemaining), u.Name)
 		}
+	}
+	if held, err := w.HeldRefs(context.Background()); err != nil {
+		ch <- prometheus.NewInvalidMetric(heldRefs, err)
+	} else {
+		gauge(heldRefs, float64(held))
 	}
 	if tree, err := w.Tree(context.Background()); err != nil {
 		ch <- prometheus.NewInvalidMetric(logSize, err)

@@ -32,8 +32,9 @@ const AcceptProfile = "canonical-1"
 // A Descriptor points from a manifest to content. Size is -1 when the manifest
 // does not tell.
 type Descriptor struct {
-	Digest digest.Digest
-	Size   int64
+	Digest   digest.Digest
+	Size     int64
+	Platform string // of an image in an index, os/arch[/variant]; "" if it is about another, or not told
 }
 
 // A Description is what a manifest's own bytes say about it.
@@ -51,6 +52,11 @@ func Describe(manifest []byte) (Description, error) {
 		Digest    string   `json:"digest"`
 		Size      *int64   `json:"size"`
 		URLs      []string `json:"urls"`
+		Platform  *struct {
+			OS           string `json:"os"`
+			Architecture string `json:"architecture"`
+			Variant      string `json:"variant"`
+		} `json:"platform"`
 	}
 	var m struct {
 		SchemaVersion int               `json:"schemaVersion"`
@@ -103,7 +109,11 @@ func Describe(manifest []byte) (Description, error) {
 		if r.Size != nil && *r.Size >= 0 {
 			size = *r.Size
 		}
-		d.Refers = append(d.Refers, Descriptor{dgst, size})
+		platform := ""
+		if p := r.Platform; p != nil && p.OS != "unknown" {
+			platform = strings.TrimSuffix(p.OS+"/"+p.Architecture+"/"+p.Variant, "/")
+		}
+		d.Refers = append(d.Refers, Descriptor{dgst, size, platform})
 	}
 	return d, nil
 }

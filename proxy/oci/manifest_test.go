@@ -23,7 +23,7 @@ func manifest(text string) []byte {
 func TestManifestsAreDescribed(t *testing.T) {
 	const config, layers = `"config": {"mediaType": "c", "digest": "$1", "size": 1}`, `"layers": [{"digest": "$2", "size": 2}, {"digest": "$3", "size": 0}]`
 	image := []oci.Descriptor{{Digest: one, Size: 1}, {Digest: two, Size: 2}, {Digest: three, Size: 0}}
-	platforms := []oci.Descriptor{{Digest: one, Size: 1}, {Digest: two, Size: 2}}
+	platforms := []oci.Descriptor{{Digest: one, Size: 1, Platform: "linux/arm64"}, {Digest: two, Size: 2}}
 	const manifests = `"manifests": [{"digest": "$1", "size": 1, "platform": {"os": "linux", "architecture": "arm64"}}, {"digest": "$2", "size": 2}]`
 
 	for _, tt := range []struct {

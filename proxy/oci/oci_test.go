@@ -42,6 +42,9 @@ func TestRequestsOfAPull(t *testing.T) {
 		{"/v2/library/nginx/tags/list", oci.Request{Kind: oci.TagList, Name: "library/nginx"}},
 		{"/v2/" + longest + "/tags/list", oci.Request{Kind: oci.TagList, Name: longest}},
 
+		{"/v2/library/nginx/_tidemark/tag-history/1.27", oci.Request{Kind: oci.TagHistory, Name: "library/nginx", Tag: "1.27"}},
+		{"/v2/library/nginx/_oci/tag-history/1.27", oci.Request{Kind: oci.OCITagHistory, Name: "library/nginx", Tag: "1.27"}},
+
 		{"/v2/manifests/manifests/manifests", oci.Request{Kind: oci.Manifest, Name: "manifests", Tag: "manifests"}},
 		{"/v2/a/manifests/blobs/" + sha256.String(), oci.Request{Kind: oci.Blob, Name: "a/manifests", Digest: sha256}},
 		{"/v2/a/blobs/manifests/latest", oci.Request{Kind: oci.Manifest, Name: "a/blobs", Tag: "latest"}},
@@ -166,6 +169,7 @@ func TestMalformedRequests(t *testing.T) {
 			"/v2/a/tags", "/v2/a/tags/", "/v2/a/tags/list/", "/v2/a/tags/latest",
 			"/v2/a/manifests/b/c", "/v2/a/manifests/../../../etc/passwd", "/v2/../../etc/passwd",
 			"/v2/a/blobs/" + sha256.String() + "/", "/v2/a/Manifests/latest",
+			"/v2/a/tag-history/latest", "/v2/a/_other/tag-history/latest", "/v2/_tidemark/tag-history/latest",
 		}},
 	} {
 		for _, path := range tt.paths {
@@ -239,7 +243,7 @@ func TestErrorIsWrittenAsTheSpecificationSays(t *testing.T) {
 
 // Logs and metrics have a word for every kind of request.
 func TestKindsHaveNames(t *testing.T) {
-	for kind, want := range map[oci.Kind]string{oci.Ping: "ping", oci.Manifest: "manifest", oci.Blob: "blob", oci.TagList: "tags", oci.Push: "push"} {
+	for kind, want := range map[oci.Kind]string{oci.Ping: "ping", oci.Manifest: "manifest", oci.Blob: "blob", oci.TagList: "tags", oci.TagHistory: "tag-history", oci.OCITagHistory: "tag-history", oci.Push: "push"} {
 		if got := kind.String(); got != want {
 			t.Errorf("kind %d is called %s, want %s", int(kind), got, want)
 		}
@@ -269,9 +273,10 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		hasName, hasTag, hasDigest := req.Name != "", req.Tag != "", req.Digest != ""
-		wantRef := req.Kind == oci.Manifest || req.Kind == oci.Blob
+		history := req.Kind == oci.TagHistory || req.Kind == oci.OCITagHistory
+		wantRef := req.Kind == oci.Manifest || req.Kind == oci.Blob || history
 		switch {
-		case hasName == (req.Kind == oci.Ping), hasTag && hasDigest, (hasTag || hasDigest) != wantRef, hasTag && req.Kind == oci.Blob,
+		case hasName == (req.Kind == oci.Ping), hasTag && hasDigest, (hasTag || hasDigest) != wantRef, hasTag && req.Kind == oci.Blob, hasDigest && history,
 			hasName && (!specName.MatchString(req.Name) || len(req.Name) > 255 || strings.Contains(req.Name, "..")),
 			strings.ContainsAny(req.Tag, "/:") || strings.HasPrefix(req.Tag, "."),
 			hasDigest && req.Digest.Validate() != nil,

@@ -19,15 +19,17 @@ type Kind int
 // The kinds of request that a pull consists of. Everything that would change a
 // repository is Push, whatever its route.
 const (
-	Invalid  Kind = iota // what Parse refused
-	Ping                 // GET /v2/
-	Manifest             // GET, HEAD /v2/<name>/manifests/<tag or digest>
-	Blob                 // GET, HEAD /v2/<name>/blobs/<digest>
-	TagList              // GET /v2/<name>/tags/list
-	Push                 // POST, PUT, PATCH, DELETE and upload sessions
+	Invalid       Kind = iota // what Parse refused
+	Ping                      // GET /v2/
+	Manifest                  // GET, HEAD /v2/<name>/manifests/<tag or digest>
+	Blob                      // GET, HEAD /v2/<name>/blobs/<digest>
+	TagList                   // GET /v2/<name>/tags/list
+	TagHistory                // GET /v2/<name>/_tidemark/tag-history/<tag>
+	OCITagHistory             // GET /v2/<name>/_oci/tag-history/<tag> (distribution-spec#606, a proposal)
+	Push                      // POST, PUT, PATCH, DELETE and upload sessions
 )
 
-var kindNames = [...]string{Invalid: "invalid", Ping: "ping", Manifest: "manifest", Blob: "blob", TagList: "tags", Push: "push"}
+var kindNames = [...]string{Invalid: "invalid", Ping: "ping", Manifest: "manifest", Blob: "blob", TagList: "tags", TagHistory: "tag-history", OCITagHistory: "tag-history", Push: "push"}
 
 // String is the kind as logs and metrics name it.
 func (k Kind) String() string { return kindNames[k] }
@@ -79,7 +81,7 @@ func Parse(method, path string) (Request, error) {
 	if kind == TagList {
 		return req, nil
 	}
-	if kind == Manifest && !strings.Contains(ref, ":") {
+	if kind == TagHistory || kind == OCITagHistory || kind == Manifest && !strings.Contains(ref, ":") {
 		if !tagGrammar.MatchString(ref) {
 			return Request{}, &Error{http.StatusBadRequest, TagInvalid, fmt.Sprintf("tag %.200q is not valid: up to 128 letters, digits, '_', '.' and '-', not starting with '.' or '-'", ref), nil}
 		}
@@ -136,6 +138,14 @@ func split(path string, changes bool) (name string, kind Kind, ref string, ok bo
 		return name, Blob, ref, true
 	case word == "tags" && ref == "list":
 		return name, TagList, "", true
+	case word == "tag-history":
+		// No name has a component that begins with _.
+		if name, ok := strings.CutSuffix(name, "/_tidemark"); ok {
+			return name, TagHistory, ref, true
+		}
+		if name, ok := strings.CutSuffix(name, "/_oci"); ok {
+			return name, OCITagHistory, ref, true
+		}
 	}
 	return "", 0, "", false
 }

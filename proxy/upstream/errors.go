@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -10,6 +11,9 @@ import (
 	"strings"
 	"time"
 )
+
+// ErrOffline is why nothing was asked: the configuration says to ask nobody.
+var ErrOffline = errors.New("this server is offline and asks no upstream")
 
 // An Error is why an upstream gave nothing that can be used. It keeps apart
 // what upstream said (Status), what it sent instead of an answer (Nonsense),
@@ -21,6 +25,7 @@ type Error struct {
 	Message    string        // upstream's own words, shortened
 	RetryAfter time.Duration // as upstream asked for it with 429 or 503, 0 if it did not
 	Nonsense   bool          // upstream answered, but with something that no registry should send
+	Remembered bool          // the answer is one that upstream gave before, to somebody else
 	Err        error         // the cause, when it is not upstream's status
 }
 
@@ -45,6 +50,20 @@ func (e *Error) Error() string {
 }
 
 func (e *Error) Unwrap() error { return e.Err }
+
+// Condition says what the error tells about upstream's condition: that it lets
+// us see things no longer, that it is in trouble, or nothing.
+func (e *Error) Condition() string {
+	switch {
+	case errors.Is(e.Err, ErrOffline), e.Remembered:
+		return ""
+	case e.Status == http.StatusUnauthorized, e.Status == http.StatusForbidden:
+		return "upstream.access_lost"
+	case e.Status == 0 && !e.Nonsense, e.Status == http.StatusTooManyRequests, e.Status >= http.StatusInternalServerError:
+		return "upstream.degraded"
+	}
+	return ""
+}
 
 // Is makes upstream's 404 the fs.ErrNotExist that every room understands.
 func (e *Error) Is(target error) bool {

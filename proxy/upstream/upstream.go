@@ -35,6 +35,7 @@ type Options struct {
 	RootCAs     *x509.CertPool
 	Insecure    bool // do not verify certificates
 	UserAgent   string
+	Offline     bool // ask nobody: every request fails at once with ErrOffline
 
 	// ConnectTimeout bounds name resolution, connection and TLS handshake each
 	// (default 5 s), HeaderTimeout the wait for the head of a response (10 s),
@@ -52,6 +53,8 @@ type Upstream struct {
 	name      string
 	endpoints []*endpoint
 	userAgent string
+	identity  string
+	offline   bool
 	observe   func(int)
 	client    *http.Client
 
@@ -75,6 +78,8 @@ func New(o Options) *Upstream {
 	u := &Upstream{
 		name:      o.Name,
 		userAgent: o.UserAgent,
+		identity:  identity(o.Username),
+		offline:   o.Offline,
 		observe:   o.Observe,
 	}
 	if u.observe == nil {
@@ -109,6 +114,17 @@ func orDefault(d, def time.Duration) time.Duration {
 // Name is what the configuration calls this upstream.
 func (u *Upstream) Name() string { return u.name }
 
+// Identity says as whom the upstream is asked, without saying who that is:
+// "anonymous", or a short hash of the user's name.
+func (u *Upstream) Identity() string { return u.identity }
+
+func identity(username string) string {
+	if username == "" {
+		return "anonymous"
+	}
+	return "user-" + digest.FromString(username).Encoded()[:8]
+}
+
 // A Health is what the last requests said about an upstream.
 type Health struct {
 	Healthy            bool
@@ -130,6 +146,7 @@ type Manifest struct {
 	MediaType string
 	Size      int64 // -1 when not told
 	Body      []byte
+	Edge      string // which of upstream's machines answered, "" if it does not say
 }
 
 // HeadManifest asks what reference, a tag or a digest, means in repository.
@@ -163,7 +180,7 @@ func (u *Upstream) GetManifest(ctx context.Context, repository, reference string
 // manifest reads the claims of a response's head. A digest that is none is an
 // upstream that cannot be believed.
 func (u *Upstream) manifest(resp *http.Response) (Manifest, error) {
-	m := Manifest{MediaType: resp.Header.Get("Content-Type"), Size: resp.ContentLength}
+	m := Manifest{MediaType: resp.Header.Get("Content-Type"), Size: resp.ContentLength, Edge: edge(resp.Header)}
 	if claim := resp.Header.Get("Docker-Content-Digest"); claim != "" {
 		d, err := oci.ParseDigest(claim)
 		if err != nil {
@@ -172,6 +189,28 @@ func (u *Upstream) manifest(resp *http.Response) (Manifest, error) {
 		m.Digest = d
 	}
 	return m, nil
+}
+
+// edge is what a response says about the machine it comes from, shortened.
+func edge(h http.Header) string {
+	for _, k := range []string{"X-Served-By", "Cf-Ray", "X-Amz-Cf-Pop", "Via"} {
+		if v := h.Get(k); v != "" {
+			if _, pop, ok := strings.Cut(v, "-"); k == "Cf-Ray" && ok {
+				v = pop // the part before names the request
+			}
+			return v[:min(len(v), 64)]
+		}
+	}
+	return ""
+}
+
+// Ping asks whether the registry and our credentials work at all.
+func (u *Upstream) Ping(ctx context.Context) error {
+	resp, err := u.do(ctx, http.MethodGet, "/v2/", nil)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
 }
 
 // A Blob is a download that has begun.
@@ -306,8 +345,11 @@ func (u *Upstream) readAll(resp *http.Response, path string, limit int64) ([]byt
 // a server error or silence. The body of what it returns is not read yet.
 func (u *Upstream) do(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
 	op := method + " " + path
+	if u.offline {
+		return nil, &Error{Upstream: u.name, Op: op, Err: ErrOffline}
+	}
 	if u.missing.has(path) {
-		return nil, &Error{Upstream: u.name, Op: op, Status: http.StatusNotFound, Message: "upstream said so moments ago"}
+		return nil, &Error{Upstream: u.name, Op: op, Status: http.StatusNotFound, Remembered: true, Message: "upstream said so moments ago"}
 	}
 	var err error
 	for _, e := range u.endpoints {
@@ -423,6 +465,13 @@ func (m *missing) has(path string) bool {
 	defer m.mu.Unlock()
 	t, ok := m.until.Get(path)
 	return ok && time.Now().Before(t)
+}
+
+// Forget has upstream asked again for a manifest that it lately did not have.
+func (u *Upstream) Forget(repository, reference string) {
+	u.missing.mu.Lock()
+	defer u.missing.mu.Unlock()
+	u.missing.until.Remove("/v2/" + repository + "/manifests/" + reference)
 }
 
 func (m *missing) add(path string) {

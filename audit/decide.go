@@ -1,0 +1,175 @@
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// A Decision is what an operator wants of a ref, and why.
+type Decision struct {
+	Action string        // Approve, Reject, HoldAt or Release
+	Digest digest.Digest // what is approved, rejected or held; "" for HoldAt is what is served
+	Reason string        // required
+}
+
+// The actions.
+const (
+	Approve = "approve" // serve what is pending
+	Reject  = "reject"  // never serve what is pending
+	HoldAt  = "hold"    // keep serving what is served, or an earlier head, until Release
+	Release = "release" // take back HoldAt
+)
+
+// A ConflictError is a decision about a ref that is not as the operator thinks.
+type ConflictError struct {
+	Ref     Ref
+	Pending digest.Digest // what could be decided about, "" for nothing
+	What    string
+}
+
+func (e *ConflictError) Error() string {
+	if e.Pending == "" {
+		return fmt.Sprintf("%s: %s; nothing is pending", e.Ref, e.What)
+	}
+	return fmt.Sprintf("%s: %s; pending is %s", e.Ref, e.What, e.Pending)
+}
+
+// ErrNoReason reports a decision without a reason.
+var ErrNoReason = errors.New("a decision needs its reason")
+
+// Decide returns the state that follows r's when an operator decides d at now,
+// and what happened. Like Next it touches neither clock nor storage. An unknown
+// ref is fs.ErrNotExist, one that is not as the decision says a ConflictError.
+func (p *Policy) Decide(ref Ref, r Record, d Decision, now time.Time) (State, []Event, error) {
+	t := p.turn(ref, r, now)
+	switch {
+	case d.Reason == "":
+		return State{}, nil, ErrNoReason
+	case !t.s.Known():
+		return State{}, nil, fmt.Errorf("%s was never seen here: %w", ref, fs.ErrNotExist)
+	}
+	t.event(Event{Type: Action, Operator: &Operator{Action: d.Action, Reason: d.Reason, Digest: d.Digest}})
+	var err error
+	switch d.Action {
+	case Approve:
+		err = t.approve(d)
+	case Reject:
+		err = t.reject(d)
+	case HoldAt:
+		err = t.holdAt(d)
+	case Release:
+		err = t.unhold()
+	default:
+		err = fmt.Errorf("%q is not one of approve, reject, hold, release", d.Action)
+	}
+	if err != nil {
+		return State{}, nil, err
+	}
+	s, events := t.end()
+	return s, events, nil
+}
+
+func (t *turn) conflict(format string, args ...any) error {
+	return &ConflictError{t.ref, t.s.Pending(), fmt.Sprintf(format, args...)}
+}
+
+// pending returns the candidate that a decision is about.
+func (t *turn) pending(d Decision) (Candidate, error) {
+	c, ok := t.s.candidate(t.s.Head)
+	switch {
+	case t.s.Hold != nil:
+		return c, t.conflict("it is held by hand since %s; release it first", t.s.Hold.Since.Format(time.RFC3339))
+	case !ok || d.Digest != c.Digest:
+		return c, t.conflict("%s is not what waits for a decision", d.Digest)
+	case !t.s.Deleted.IsZero():
+		return c, t.conflict("upstream has deleted it at %s", t.s.Deleted.Format(time.RFC3339))
+	}
+	return c, nil
+}
+
+func (t *turn) approve(d Decision) error {
+	c, err := t.pending(d)
+	if err != nil {
+		return err
+	}
+	was := t.s.served()
+	t.give(c)
+	t.lag()
+	t.release(was, c, "approved", &Operator{Action: d.Action, Reason: d.Reason})
+	return nil
+}
+
+func (t *turn) reject(d Decision) error {
+	c, err := t.pending(d)
+	if err != nil {
+		return err
+	}
+	if c.Rejected {
+		return t.conflict("%s is rejected already", c.Digest)
+	}
+	c.Rejected = true
+	t.s.setCandidate(c)
+	t.event(Event{
+		Type: Rejected, Old: t.s.served(), New: t.s.head(), Policy: Effect{Effect: servingOld},
+		Operator: &Operator{Action: d.Action, Reason: d.Reason},
+	})
+	return nil
+}
+
+func (t *turn) holdAt(d Decision) error {
+	if d.Digest != "" && d.Digest != t.s.Served {
+		if err := t.goBack(d.Digest); err != nil {
+			return err
+		}
+	}
+	if t.s.Served == "" {
+		return t.conflict("nothing is served yet that could be kept")
+	}
+	t.s.Hold = &Hold{Since: t.now, Reason: d.Reason}
+	t.lag()
+	e := Event{
+		Type: Held, Old: t.s.served(), Reason: "operator", Policy: Effect{Effect: servingOld},
+		Operator: &Operator{Action: d.Action, Reason: d.Reason},
+	}
+	if t.s.Head != t.s.Served {
+		e.New = t.s.head()
+	}
+	t.event(e)
+	return nil
+}
+
+// goBack serves an earlier head again. The present one waits from here on.
+func (t *turn) goBack(d digest.Digest) error {
+	c, ok := t.s.candidate(d)
+	past, was := t.past(d)
+	switch {
+	case d == t.s.Head:
+		return t.conflict("%s is pending; approve it to have it served", d)
+	case ok:
+	case was:
+		c = Candidate{Digest: d, MediaType: past.MediaType, Size: past.Size}
+	default:
+		return t.conflict("%s was never what this tag meant", d)
+	}
+	t.s.Served, t.s.ServedMediaType, t.s.ServedSize = c.Digest, c.MediaType, c.Size
+	t.s.Candidates = slices.DeleteFunc(slices.Clone(t.s.Candidates), func(o Candidate) bool { return o.Digest == d })
+	if _, waits := t.s.candidate(t.s.Head); !waits {
+		t.s.Candidates = []Candidate{{Digest: t.s.Head, MediaType: t.s.HeadMediaType, Size: t.s.HeadSize, Since: t.s.HeadSince}}
+	}
+	return nil
+}
+
+// unhold takes back a hold by hand; from here on the rules decide again.
+func (t *turn) unhold() error {
+	if t.s.Hold == nil {
+		return t.conflict("it is not held by hand; what a rule holds is approved or rejected")
+	}
+	t.s.Hold = nil
+	t.serve(false)
+	return nil
+}

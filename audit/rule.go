@@ -1,0 +1,329 @@
+package audit
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A Mode says what is served after the head of a ref has moved.
+type Mode string
+
+// The modes, from the loosest to the strictest.
+const (
+	Observe   Mode = "observe"   // the head, at once
+	Alert     Mode = "alert"     // the head, at once; people are told
+	Cooldown  Mode = "cooldown"  // the newest head that is old enough and was not taken back
+	HoldMode  Mode = "hold"      // what was served, until somebody approves
+	Immutable Mode = "immutable" // what was served first, for ever
+	Deny      Mode = "deny"      // nothing
+)
+
+var modes = []Mode{Observe, Alert, Cooldown, HoldMode, Immutable, Deny}
+
+// holdsBack tells the modes under which a head may not be served.
+func (m Mode) holdsBack() bool { return m == Cooldown || m == HoldMode || m == Immutable }
+
+// A PolicyText is a policy as an operator writes it. The zero value observes.
+type PolicyText struct {
+	Preset string     `json:"preset,omitempty"` // see Presets
+	Rules  []RuleText `json:"rules"`            // before those of the preset; first match wins
+
+	FlapWindow         time.Duration `json:"flap_window"`         // in which changes there and back are one flap; 0 is 15 min
+	DeleteObservations int           `json:"delete_observations"` // answers that a ref is gone before it is believed; 0 is 3
+	DeleteOver         time.Duration `json:"delete_over"`         // the time they must span, unless DeleteObservations is 0: then it is 1 h
+	GapAfter           time.Duration `json:"gap_after"`           // without an answer before it is a gap; 0 is 45 min
+	Mirrors            []string      `json:"mirrors,omitempty"`   // upstreams whose tags lag: they are given twice the time
+}
+
+// A RuleText is a rule as an operator writes it. Mode and Match are required;
+// the zero value of everything else is its default.
+type RuleText struct {
+	Name        string         `json:"name,omitempty"`         // default: the conditions
+	Match       string         `json:"match"`                  // a Glob of refs
+	Tag         string         `json:"tag,omitempty"`          // RE2, unanchored, of the tag
+	FullVersion *bool          `json:"full_version,omitempty"` // only tags that look like a full version, or only others
+	Mode        Mode           `json:"mode"`
+	Age         time.Duration  `json:"age,omitempty"`        // cooldown: how old a digest must be
+	Tenure      *time.Duration `json:"tenure,omitempty"`     // cooldown: how long it must have been the head; default 24 h or Age, whichever is less
+	MaxLag      time.Duration  `json:"max_lag,omitempty"`    // cooldown: behind the head before policy.starved; default 4 Age
+	OnStarved   string         `json:"on_starved,omitempty"` // cooldown: keep or longest_tenure
+	OnNew       string         `json:"on_new,omitempty"`     // cooldown: serve or refuse_until_age
+	OnDeleted   string         `json:"on_deleted,omitempty"` // serve or refuse
+}
+
+// The values of OnStarved, OnNew and OnDeleted; the first of each is the default.
+const (
+	StarvedKeep    = "keep"
+	StarvedLongest = "longest_tenure"
+	NewServe       = "serve"
+	NewRefuse      = "refuse_until_age"
+	DeletedServe   = "serve"
+	DeletedRefuse  = "refuse"
+)
+
+var yes = true
+
+// Presets are policies for common situations.
+var Presets = map[string][]RuleText{
+	"homelab": {{Name: "homelab", Match: "**", Mode: Alert}},
+	"balanced": {
+		{Name: "balanced: official full versions", Match: "docker.io/library/**", FullVersion: &yes, Mode: Alert},
+		{Name: "balanced: full versions", Match: "**", FullVersion: &yes, Mode: Immutable},
+		{Name: "balanced", Match: "**", Mode: Cooldown, Age: 72 * time.Hour},
+	},
+	"strict":     {{Name: "strict", Match: "**", Mode: HoldMode}},
+	"airgap":     {{Name: "airgap", Match: "**", Mode: HoldMode}},
+	"ci-private": {{Name: "ci-private", Match: "**", Mode: Observe}},
+}
+
+// A Rule is a rule that makes sense.
+type Rule struct {
+	Name      string
+	Mode      Mode
+	Age       time.Duration
+	Tenure    time.Duration // a head that is left before this was withdrawn
+	MaxLag    time.Duration
+	OnStarved string
+	OnNew     string
+	OnDeleted string
+
+	match       Glob
+	tag         *regexp.Regexp
+	fullVersion *bool
+}
+
+// defaultTenure is how long a digest that a rule holds back must have been the
+// head, else it counts as taken back (AUDIT.md, A9.2).
+const defaultTenure = 24 * time.Hour
+
+// last is the implicit last rule.
+var last = &Rule{Mode: Observe, OnDeleted: DeletedServe, Tenure: defaultTenure}
+
+// A PolicyError is one thing that is wrong with a policy as it is written.
+type PolicyError struct {
+	Path    string // of the value, such as rules[2].age
+	Message string
+}
+
+func (e PolicyError) Error() string { return e.Path + ": " + e.Message }
+
+// A Policy decides what an observation means for what is served. The nil Policy
+// observes: what upstream says is served at once, and every move is an event. A
+// Policy never changes.
+type Policy struct {
+	text   PolicyText
+	sha256 string
+	rules  []*Rule
+}
+
+// Compile makes a policy of its text, or tells everything that is wrong with it.
+func Compile(text PolicyText) (*Policy, []PolicyError) {
+	p := &Policy{text: text}
+	var errs []PolicyError
+	if text.FlapWindow == 0 {
+		p.text.FlapWindow = 15 * time.Minute
+	}
+	if text.DeleteObservations == 0 {
+		p.text.DeleteObservations, p.text.DeleteOver = 3, time.Hour
+	}
+	if text.GapAfter == 0 {
+		p.text.GapAfter = 45 * time.Minute
+	}
+	rules := slices.Clone(text.Rules)
+	if text.Preset != "" {
+		preset, ok := Presets[text.Preset]
+		if !ok {
+			errs = append(errs, PolicyError{"preset", fmt.Sprintf("%q is not one of airgap, balanced, ci-private, homelab, strict", text.Preset)})
+		}
+		rules = append(rules, preset...)
+	}
+	all, seen := "", make(map[string]int) // the rule that matches everything; rules by their conditions
+	for i, rt := range rules {
+		r, problems := compileRule(rt)
+		path, key := fmt.Sprintf("rules[%d]", i), rt.conditions()
+		own := i < len(text.Rules)
+		switch before, twice := seen[key]; {
+		case own && all != "":
+			problems = append(problems, PolicyError{"match", fmt.Sprintf("the rule has no effect: %s matches everything before it", all)})
+		case own && twice:
+			problems = append(problems, PolicyError{"match", fmt.Sprintf("the rule has no effect: rules[%d] matches the same", before)})
+		case i == len(text.Rules) && all != "":
+			errs = append(errs, PolicyError{"preset", fmt.Sprintf("has no effect: %s matches everything before it", all)})
+		}
+		seen[key] = i
+		for _, e := range problems {
+			errs = append(errs, PolicyError{path + "." + e.Path, e.Message})
+		}
+		if rt.Match == "**" && rt.Tag == "" && rt.FullVersion == nil {
+			all = path
+		}
+		p.rules = append(p.rules, r)
+	}
+	if len(errs) > 0 {
+		return nil, errs
+	}
+	p.text.Rules = rules
+	canonical, err := json.Marshal(p.text)
+	if err != nil {
+		panic("audit: policy cannot be encoded: " + err.Error())
+	}
+	sum := sha256.Sum256(canonical)
+	p.sha256 = hex.EncodeToString(sum[:])
+	return p, nil
+}
+
+// conditions is what a rule matches, in words.
+func (t RuleText) conditions() string {
+	s := t.Match
+	if t.Tag != "" {
+		s += " tag " + t.Tag
+	}
+	if t.FullVersion != nil {
+		s += map[bool]string{true: " full versions", false: " no full versions"}[*t.FullVersion]
+	}
+	return s
+}
+
+func compileRule(t RuleText) (*Rule, []PolicyError) {
+	var errs []PolicyError
+	fail := func(path, format string, args ...any) {
+		errs = append(errs, PolicyError{path, fmt.Sprintf(format, args...)})
+	}
+	r := &Rule{
+		Name: t.Name, Mode: t.Mode, Age: t.Age, Tenure: defaultTenure, MaxLag: t.MaxLag,
+		OnStarved: t.OnStarved, OnNew: t.OnNew, OnDeleted: t.OnDeleted, fullVersion: t.FullVersion,
+	}
+	if r.Name == "" {
+		r.Name = t.conditions()
+	}
+	var err error
+	if r.match, err = ParseGlob(t.Match); err != nil {
+		fail("match", "%v", err)
+	}
+	if t.Tag != "" {
+		if r.tag, err = regexp.Compile(t.Tag); err != nil {
+			fail("tag", "%v", err)
+		}
+	}
+	if !slices.Contains(modes, t.Mode) {
+		fail("mode", "%q is not one of observe, alert, cooldown, hold, immutable, deny", t.Mode)
+		return r, errs
+	}
+	if t.Mode == Cooldown {
+		if t.Age <= 0 {
+			fail("age", "a cooldown without an age holds nothing back")
+		}
+		r.Tenure = min(t.Age, defaultTenure)
+		if t.Tenure != nil {
+			r.Tenure = *t.Tenure
+		}
+		if r.MaxLag == 0 {
+			r.MaxLag = 4 * t.Age
+		}
+		if r.MaxLag < t.Age {
+			fail("max_lag", "%v is less than the age: every move would be reported as starved", r.MaxLag)
+		}
+	} else {
+		for _, v := range []struct {
+			path string
+			set  bool
+		}{{"age", t.Age != 0}, {"tenure", t.Tenure != nil}, {"max_lag", t.MaxLag != 0}, {"on_starved", t.OnStarved != ""}, {"on_new", t.OnNew != ""}} {
+			if v.set {
+				fail(v.path, "has no effect in mode %s; it is for cooldown", t.Mode)
+			}
+		}
+	}
+	for _, v := range []struct {
+		path    string
+		value   *string
+		allowed []string
+	}{
+		{"on_starved", &r.OnStarved, []string{StarvedKeep, StarvedLongest}},
+		{"on_new", &r.OnNew, []string{NewServe, NewRefuse}},
+		{"on_deleted", &r.OnDeleted, []string{DeletedServe, DeletedRefuse}},
+	} {
+		if *v.value == "" {
+			*v.value = v.allowed[0]
+		} else if !slices.Contains(v.allowed, *v.value) {
+			fail(v.path, "%q is neither %s", *v.value, strings.Join(v.allowed, " nor "))
+		}
+	}
+	if r.OnDeleted == DeletedRefuse && (t.Mode == HoldMode || t.Mode == Immutable || t.Mode == Deny) {
+		fail("on_deleted", "has no effect in mode %s", t.Mode)
+	}
+	return r, errs
+}
+
+// SHA256 identifies the policy: of its text with every default, as JSON.
+func (p *Policy) SHA256() string {
+	if p == nil {
+		return ""
+	}
+	return p.sha256
+}
+
+// Rule returns the first rule that matches ref.
+func (p *Policy) Rule(ref Ref) *Rule {
+	if p != nil {
+		for _, r := range p.rules {
+			if r.matches(ref) {
+				return r
+			}
+		}
+	}
+	return last
+}
+
+func (r *Rule) matches(ref Ref) bool {
+	return (r.fullVersion == nil || *r.fullVersion == fullVersion(ref.Tag)) &&
+		(r.tag == nil || r.tag.MatchString(ref.Tag)) && r.match.Matches(ref)
+}
+
+// The shapes of a full version: three or four numbers with an optional suffix,
+// or a date.
+var (
+	versionShape = regexp.MustCompile(`^v?[0-9]+\.[0-9]+\.[0-9]+(\.[0-9]+)?([-_.+].+)?$`)
+	dateShape    = regexp.MustCompile(`^(19|20)[0-9]{2}(-?)(0[1-9]|1[0-2])(-?)(0[1-9]|[12][0-9]|3[01])$`)
+)
+
+// fullVersion tells whether a tag looks like one that is never to be moved.
+func fullVersion(tag string) bool {
+	if versionShape.MatchString(tag) {
+		return true
+	}
+	m := dateShape.FindStringSubmatch(tag)
+	return m != nil && m[2] == m[4]
+}
+
+// flapWindow is the time in which changes of ref there and back are one flap.
+func (p *Policy) flapWindow(ref Ref) time.Duration {
+	if p == nil {
+		return 15 * time.Minute
+	}
+	if slices.Contains(p.text.Mirrors, ref.Upstream) {
+		return 2 * p.text.FlapWindow
+	}
+	return p.text.FlapWindow
+}
+
+// goneAfter is how many answers over which time make a ref deleted.
+func (p *Policy) goneAfter() (int, time.Duration) {
+	if p == nil {
+		return 3, time.Hour
+	}
+	return p.text.DeleteObservations, p.text.DeleteOver
+}
+
+// gapAfter is the time without an answer that is worth a record.
+func (p *Policy) gapAfter() time.Duration {
+	if p == nil {
+		return 45 * time.Minute
+	}
+	return p.text.GapAfter
+}

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"tidemark/audit"
+	"tidemark/config"
+)
+
+// watchInterval is what audit.gap_factor is a multiple of.
+const watchInterval = 15 * time.Minute
+
+// policyOf compiles the policy that a configuration writes.
+func policyOf(c *config.Config) (*audit.Policy, []audit.PolicyError) {
+	a := c.Audit
+	text := audit.PolicyText{
+		Preset: a.Preset, FlapWindow: time.Duration(a.FlapWindow),
+		DeleteObservations: a.DeleteAfter.Observations, DeleteOver: time.Duration(a.DeleteAfter.Over),
+		GapAfter: time.Duration(a.GapFactor) * watchInterval,
+	}
+	for _, r := range a.Rules {
+		text.Rules = append(text.Rules, audit.RuleText{
+			Name: r.Name, Match: r.Match, Tag: r.Tag, FullVersion: r.FullVersion, Mode: audit.Mode(r.Mode),
+			Age: time.Duration(r.Age), Tenure: (*time.Duration)(r.Tenure), MaxLag: time.Duration(r.MaxLag),
+			OnStarved: r.OnStarved, OnNew: r.OnNew, OnDeleted: r.OnDeleted,
+		})
+	}
+	for name, u := range c.Upstreams {
+		if u.Kind == config.KindMirror {
+			text.Mirrors = append(text.Mirrors, name)
+		}
+	}
+	slices.Sort(text.Mirrors)
+	return audit.Compile(text)
+}
+
+// checkPolicy is the part of a configuration's validation that package config
+// knows nothing of.
+func checkPolicy(c *config.Config, fail func(path, message string)) {
+	_, errs := policyOf(c)
+	for _, e := range errs {
+		fail("audit."+e.Path, e.Message)
+	}
+}
+
+// loadConfig reads a configuration whole.
+func loadConfig(path string, override func(*config.Config)) (*config.Config, error) {
+	c, err := config.Load(path, override, checkPolicy)
+	if err != nil {
+		return nil, usage(fmt.Errorf("configuration %s:\n%w", path, err))
+	}
+	if c.Audit.Preset == "airgap" {
+		c.Tags.Offline = true
+	}
+	return c, nil
+}
+
+// parsePolicy reads the policy of a configuration's text, for trying it out.
+func parsePolicy(text string) (*audit.Policy, error) {
+	c, err := config.Parse([]byte(text), nil, checkPolicy)
+	if err != nil {
+		return nil, err
+	}
+	p, errs := policyOf(c)
+	if len(errs) > 0 {
+		return nil, errors.New(errs[0].Error())
+	}
+	return p, nil
+}

@@ -1,0 +1,159 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"tidemark/audit"
+	"tidemark/audit/diff"
+	"tidemark/cache"
+	"tidemark/proxy/oci"
+	"tidemark/proxy/route"
+	"tidemark/proxy/upstream"
+)
+
+// Contents is where the ledger and its readers look at what digests stand for:
+// what is here, else upstream.
+type Contents struct {
+	upstreams map[string]*upstream.Upstream
+	cache     *cache.Cache
+}
+
+// NewContents returns the contents of a cache in front of upstreams.
+func NewContents(upstreams map[string]*upstream.Upstream, c *cache.Cache) *Contents {
+	return &Contents{upstreams, c}
+}
+
+func (c *Contents) repository(ref audit.Ref) (repository, error) {
+	up := c.upstreams[ref.Upstream]
+	if up == nil {
+		return repository{}, fmt.Errorf("%s is not a configured upstream any more", ref.Upstream)
+	}
+	return repository{route.Target{Upstream: ref.Upstream, Repository: ref.Repository}, up, c.cache}, nil
+}
+
+// Have makes sure that the manifest of dgst, which belongs to ref, is here.
+func (c *Contents) Have(ctx context.Context, ref audit.Ref, dgst digest.Digest) error {
+	repo, err := c.repository(ref)
+	if err != nil {
+		return err
+	}
+	_, _, err = c.cache.Manifest(ctx, dgst, repo.manifest(dgst))
+	return err
+}
+
+// Keep stores bytes of our own making as content, and returns their digest.
+func (c *Contents) Keep(ctx context.Context, body []byte) (digest.Digest, error) {
+	dgst := digest.FromBytes(body)
+	return dgst, c.cache.Ensure(ctx, dgst, given{"tidemark itself", body})
+}
+
+// compareTime bounds what a move waits for its explanation. Whoever pulls waits
+// too.
+const compareTime = 5 * time.Second
+
+// Compare explains a move from old to new, which is here, as far as can be told
+// soon: from what is here, and of the new image what clients who had the old one
+// will ask for next anyway. The diff is stored as content.
+func (c *Contents) Compare(ctx context.Context, ref audit.Ref, old, new digest.Digest) *audit.Comparison {
+	ctx, cancel := context.WithTimeout(ctx, compareTime)
+	defer cancel()
+	d, err := c.diff(ctx, ref, old, new, false)
+	if err != nil {
+		return nil
+	}
+	cmp := &audit.Comparison{Old: old, New: new, Class: audit.Class(d.Class), Signals: d.Signals}
+	if kept, err := c.Keep(ctx, d.Encode()); err == nil {
+		t := d.Totals()
+		cmp.Diff = &audit.DiffRef{
+			Digest: kept, Size: int64(len(d.Encode())),
+			Platforms:  audit.PlatformCount{Added: len(d.Platforms.Added), Removed: len(d.Platforms.Removed), Changed: len(d.Platforms.Changed)},
+			Layers:     audit.LayerCount{Shared: t.Shared, Added: t.Added, Removed: t.Removed},
+			BytesDelta: t.BytesDelta, ConfigChanged: t.ConfigChanged,
+		}
+	}
+	return cmp
+}
+
+// Diff compares two digests of ref, and asks upstream for what is not here.
+func (c *Contents) Diff(ctx context.Context, ref audit.Ref, old, new digest.Digest) (*diff.Diff, error) {
+	return c.diff(ctx, ref, old, new, true)
+}
+
+func (c *Contents) diff(ctx context.Context, ref audit.Ref, old, new digest.Digest, ask bool) (*diff.Diff, error) {
+	repo, err := c.repository(ref)
+	if err != nil && ask {
+		ask = false
+	}
+	r := &reader{ctx: ctx, repo: repo, cache: c.cache, sources: make(map[digest.Digest]cache.Source)}
+	if err == nil {
+		r.expect(old, new, ask)
+	}
+	return diff.Between(old, new, r.read)
+}
+
+// A reader reads what a comparison is about. It asks upstream only for what it
+// expects.
+type reader struct {
+	ctx     context.Context // of the one comparison
+	repo    repository
+	cache   *cache.Cache
+	sources map[digest.Digest]cache.Source
+}
+
+// expect finds out what may be asked for: the new images of the platforms whose
+// old ones are here, or everything.
+func (r *reader) expect(old, new digest.Digest, everything bool) {
+	if everything {
+		r.sources[old], r.sources[new] = r.repo.manifest(old), r.repo.manifest(new)
+	}
+	consumed := make(map[string]bool)
+	for _, o := range r.children(old) {
+		_, here := r.cache.Stat(o.Digest)
+		consumed[o.Platform] = here
+		if everything {
+			r.sources[o.Digest] = r.repo.manifest(o.Digest)
+		}
+	}
+	for _, n := range r.children(new) {
+		if n.Platform != "" && (everything || consumed[n.Platform]) {
+			r.sources[n.Digest] = r.repo.manifest(n.Digest)
+		}
+	}
+	if !everything {
+		r.sources[new] = r.repo.manifest(new)
+	}
+}
+
+// children are the images of an index, or nothing.
+func (r *reader) children(dgst digest.Digest) []oci.Descriptor {
+	body, err := r.read(dgst)
+	if err != nil {
+		return nil
+	}
+	d, err := oci.Describe(body)
+	if err != nil || !d.Index {
+		return nil
+	}
+	return d.Refers
+}
+
+// read returns what is here, or what upstream has if it was expected. What a
+// manifest that was asked for refers to first is its configuration.
+func (r *reader) read(dgst digest.Digest) ([]byte, error) {
+	src := r.sources[dgst]
+	body, err := r.cache.Read(r.ctx, dgst, src, oci.MaxManifest)
+	if err != nil || src == nil {
+		return body, err
+	}
+	if d, err := oci.Describe(body); err == nil && !d.Index && len(d.Refers) > 0 {
+		config := d.Refers[0].Digest
+		if _, known := r.sources[config]; !known {
+			r.sources[config] = r.repo.blob(config)
+		}
+	}
+	return body, nil
+}

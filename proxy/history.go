@@ -1,0 +1,123 @@
+package proxy
+
+import (
+	"encoding/json"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"tidemark/audit"
+	"tidemark/proxy/oci"
+)
+
+// The annotations of an entry of a tag's history. The first is the one that
+// distribution-spec#606 proposes; here it is the time at which the digest was
+// first seen, which is later than it was pushed.
+const (
+	tagCreated   = "org.opencontainers.tag.created"
+	tagDeleted   = "org.opencontainers.tag.deleted"
+	tagNotBefore = "dev.tidemark.tag.not_before"
+	tagEnded     = "dev.tidemark.tag.ended"
+	tagIndex     = "dev.tidemark.log.index"
+	tagBasis     = "dev.tidemark.basis"
+)
+
+const (
+	historyPage = 100
+	historyMost = 1000
+)
+
+// tagHistory answers with what a tag meant, newest first, in the shape that
+// distribution-spec#606 proposes: descriptors with times. It is the ledger's own
+// answer; upstream is not asked.
+func (h *Handler) tagHistory(w http.ResponseWriter, r *http.Request, repo repository, req oci.Request, p *Pull) error {
+	if req.Kind == oci.OCITagHistory && !h.o.OCITagHistory {
+		return &oci.Error{Status: http.StatusNotFound, Code: oci.Unsupported, Message: "audit.oci_tag_history is off; the same is at _tidemark/tag-history"}
+	}
+	query := r.URL.Query()
+	n, before, err := historyQuery(query)
+	if err != nil {
+		return err
+	}
+	index := int64(-1)
+	if last := query.Get("last"); last != "" {
+		if index, err = strconv.ParseInt(last, 10, 64); err != nil || index < 0 {
+			return badQuery("last is not the index of an entry")
+		}
+	}
+	stints, err := h.o.History(r.Context(), repo.ref(req.Tag), index, historyMost+1)
+	if err != nil {
+		return err
+	}
+	list := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
+	list.SchemaVersion = 2
+	for _, st := range stints {
+		if !before.IsZero() && !st.FirstSeen.Before(before) {
+			continue
+		}
+		if len(list.Manifests) == n {
+			query.Set("n", strconv.Itoa(n))
+			query.Set("last", list.Manifests[n-1].Annotations[tagIndex])
+			w.Header().Set("Link", "<"+r.URL.EscapedPath()+"?"+query.Encode()+`>; rel="next"`)
+			break
+		}
+		list.Manifests = append(list.Manifests, stintDescriptor(st))
+	}
+	if len(stints) == 0 && index < 0 {
+		return &oci.Error{Status: http.StatusNotFound, Code: oci.ManifestUnknown, Message: "this tag was never seen here: " + fs.ErrNotExist.Error(), Detail: detail{Upstream: repo.Upstream}}
+	}
+	body, err := json.Marshal(list)
+	if err != nil {
+		return err
+	}
+	head := w.Header()
+	head.Set("Content-Type", ocispec.MediaTypeImageIndex)
+	head.Set("Content-Length", strconv.Itoa(len(body)))
+	p.begun = true
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	_, err = w.Write(body)
+	return err
+}
+
+func historyQuery(query url.Values) (n int, before time.Time, err error) {
+	n = historyPage
+	if s := query.Get("n"); s != "" {
+		if n, err = strconv.Atoi(s); err != nil || n < 1 || n > historyMost {
+			return 0, before, badQuery("n is not a number from 1 to " + strconv.Itoa(historyMost))
+		}
+	}
+	if s := query.Get("before"); s != "" {
+		if before, err = time.Parse(time.RFC3339, s); err != nil {
+			return 0, before, badQuery("before is not a time such as 2026-07-01T12:00:00Z")
+		}
+	}
+	return n, before, nil
+}
+
+func badQuery(message string) error {
+	return &oci.Error{Status: http.StatusBadRequest, Code: oci.Unsupported, Message: message}
+}
+
+func stintDescriptor(st audit.Stint) ocispec.Descriptor {
+	d := ocispec.Descriptor{MediaType: st.MediaType, Digest: st.Digest, Size: st.Size, Annotations: map[string]string{
+		tagCreated: st.FirstSeen.Format(time.RFC3339Nano),
+		tagIndex:   strconv.FormatInt(st.Index, 10),
+		tagBasis:   st.Basis,
+	}}
+	if st.NotBefore != nil {
+		d.Annotations[tagNotBefore] = st.NotBefore.Format(time.RFC3339Nano)
+	}
+	if st.Ended != nil {
+		d.Annotations[tagEnded] = st.Ended.Format(time.RFC3339Nano)
+		if st.EndReason == string(audit.Deleted) {
+			d.Annotations[tagDeleted] = d.Annotations[tagEnded]
+		}
+	}
+	return d
+}
