@@ -71,8 +71,15 @@ func (p *Policy) turn(ref Ref, r Record, now time.Time) *turn {
 		newest = t.s.LastConfirmed
 	}
 	t.behind = newest.Sub(t.now) > clockSlack
-	if t.now.Before(t.s.LastConfirmed) {
-		t.now = t.s.LastConfirmed // a clock that was set back does not turn an interval round
+	// A clock that was set back does not turn an interval round.
+	floor := []time.Time{t.s.LastConfirmed, t.s.Deleted}
+	if t.s.Missing != nil {
+		floor = append(floor, t.s.Missing.Since)
+	}
+	for _, at := range floor {
+		if t.now.Before(at) {
+			t.now = at
+		}
 	}
 	return t
 }
@@ -382,9 +389,13 @@ func (t *turn) lag() {
 	}
 }
 
-// starve tells once that nothing became eligible for too long.
+// starve tells once that nothing became eligible for too long, unless somebody
+// rejected what waits.
 func (t *turn) starve() {
 	b := t.s.Behind
+	if c, ok := t.s.candidate(t.s.Head); ok && c.Rejected {
+		return
+	}
 	if t.rule.Mode != Cooldown || b == nil || b.Told || t.behind || t.s.Hold != nil || t.now.Sub(b.Since) < t.rule.MaxLag {
 		return
 	}
@@ -492,7 +503,7 @@ func (s State) due(p *Policy, ref Ref) time.Time {
 				earlier(t)
 			}
 		}
-		if s.Behind != nil && !s.Behind.Told {
+		if c, _ := s.candidate(s.Head); s.Behind != nil && !s.Behind.Told && !c.Rejected {
 			earlier(s.Behind.Since.Add(r.MaxLag))
 		}
 	}

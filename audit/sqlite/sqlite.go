@@ -79,6 +79,26 @@ func open(ctx context.Context, path, origin string) (_ *Store, err error) {
 	return s, nil
 }
 
+// OpenReadOnly returns the store in the file path for reading only, whether a
+// server uses it or not. Calls that would write fail.
+func OpenReadOnly(ctx context.Context, path string) (*Store, error) {
+	q := url.Values{"mode": {"ro"}, "_pragma": {"query_only(ON)", "busy_timeout(5000)"}}
+	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?"+q.Encode())
+	if err != nil {
+		return nil, fmt.Errorf("open ledger %s: %w", path, err)
+	}
+	s := &Store{read: db, write: db}
+	var version int
+	err = db.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version)
+	if err == nil && version != len(schemas) {
+		err = fmt.Errorf("it has schema %d, this version of tidemark reads %d; serve brings an older one up to date", version, len(schemas))
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open ledger %s: %w", path, err), db.Close())
+	}
+	return s, nil
+}
+
 func (s *Store) migrate(ctx context.Context, origin string) error {
 	var version int
 	if err := s.write.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -58,30 +59,66 @@ func (cl *client) get(ctx context.Context, path string, query url.Values) ([]byt
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
+	resp, err := cl.open(ctx, http.MethodGet, u, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+}
+
+// open sends a request and returns the answer if it is a good one.
+func (cl *client) open(ctx context.Context, method, address string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, address, body)
 	if err != nil {
 		return nil, usage(fmt.Errorf("--server %q is not an address such as %s", cl.server, defaultServer))
 	}
 	if cl.token != "" {
 		req.Header.Set("Authorization", "Bearer "+cl.token)
 	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("no answer from the server; is it running, and is --server right? %w", err)
 	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
 		return nil, err
 	}
-	if resp.StatusCode != http.StatusOK {
-		var e struct{ Error admin.Error }
-		if json.Unmarshal(body, &e) == nil && e.Error.Message != "" {
-			return nil, fmt.Errorf("%s: %s", cl.server, e.Error.Message)
-		}
-		return nil, fmt.Errorf("%s%s: %s", cl.server, path, resp.Status)
+	var e struct{ Error admin.Error }
+	if json.Unmarshal(answer, &e) == nil && e.Error.Message != "" {
+		return nil, fmt.Errorf("%s: %s", cl.server, e.Error.Message)
 	}
-	return body, nil
+	return nil, fmt.Errorf("%s: %s", req.URL.Redacted(), resp.Status)
+}
+
+// postTime bounds a call that changes or computes something: a replay of years
+// of history takes a while.
+const postTime = 10 * time.Minute
+
+// postJSON calls the API with in, and decodes the answer into out.
+func (cl *client) postJSON(ctx context.Context, path string, in, out any) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, postTime)
+	defer cancel()
+	resp, err := cl.open(ctx, http.MethodPost, strings.TrimSuffix(cl.server, "/")+path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(out); err != nil {
+		return fmt.Errorf("%s%s: %w", cl.server, path, err)
+	}
+	return nil
 }
 
 // getJSON decodes an answer of the API into v.

@@ -1,11 +1,15 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,6 +21,7 @@ import (
 func newLog() *cobra.Command {
 	var kind, sinceFlag string
 	var most int
+	var follow bool
 	c := &cobra.Command{
 		Use:   "log [REF]",
 		Short: "Show what happened to tags, newest first",
@@ -25,12 +30,14 @@ func newLog() *cobra.Command {
 The time of a change is an interval: upstream changed the tag after the last
 answer that confirmed the old digest, and before the first that told the new one.`,
 		Example: `  tidemark log nginx:1.27
-  tidemark log --type tag.moved --since 7d`,
+  tidemark log --type tag.moved --since 7d
+  tidemark log --follow`,
 		Args: cobra.MaximumNArgs(1),
 	}
 	cl, asJSON := addClient(c), addJSON(c)
 	c.Flags().StringVar(&kind, "type", "", "only events of this type, such as tag.moved")
 	c.Flags().StringVar(&sinceFlag, "since", "", "only events of this time, such as 24h or 30d, or since this date")
+	c.Flags().BoolVar(&follow, "follow", false, "wait for events and show them as they are recorded, oldest first")
 	c.Flags().IntVarP(&most, "max-count", "n", 0, "at most this many events")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		q := url.Values{"order": {"desc"}, "limit": {"1000"}}
@@ -53,6 +60,12 @@ answer that confirmed the old digest, and before the first that told the new one
 		}
 		if most < 0 {
 			return usage(fmt.Errorf("-n %d: want how many events", most))
+		}
+		if follow {
+			if sinceFlag != "" || most > 0 {
+				return usage(errors.New("--follow shows what is recorded from now on: --since and -n do not go with it"))
+			}
+			return cl.follow(c, q, *asJSON)
 		}
 		all := admin.EventList{Events: []admin.Event{}}
 		for {
@@ -82,7 +95,59 @@ answer that confirmed the old digest, and before the first that told the new one
 		}
 		return nil
 	}
+	c.AddCommand(newFork())
 	return c
+}
+
+// follow prints events as they are recorded. When the server goes away it comes
+// back to where it was.
+func (cl *client) follow(c *cobra.Command, q url.Values, asJSON bool) error {
+	q.Del("order")
+	q.Del("limit")
+	for {
+		err := cl.stream(c, q, asJSON)
+		if c.Context().Err() != nil {
+			return nil
+		}
+		if err != nil && q.Get("after") == "" {
+			return err // it never answered
+		}
+		select {
+		case <-time.After(followRetry):
+		case <-c.Context().Done():
+			return nil
+		}
+	}
+}
+
+const followRetry = 2 * time.Second
+
+// stream reads Server-Sent Events until they end, and notes in q how far it got.
+func (cl *client) stream(c *cobra.Command, q url.Values, asJSON bool) error {
+	resp, err := cl.open(c.Context(), http.MethodGet, strings.TrimSuffix(cl.server, "/")+"/api/v1/events/stream?"+q.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		data, ok := strings.CutPrefix(lines.Text(), "data: ")
+		if !ok {
+			continue
+		}
+		var e admin.Event
+		if err := json.Unmarshal([]byte(data), &e); err != nil {
+			return err
+		}
+		q.Set("after", strconv.FormatInt(e.Index, 10))
+		if asJSON {
+			fmt.Fprintln(c.OutOrStdout(), data)
+		} else if err := printEvent(c.OutOrStdout(), e); err != nil {
+			return err
+		}
+	}
+	return lines.Err()
 }
 
 // printEvent writes an event the way git writes a commit.
@@ -91,24 +156,71 @@ func printEvent(w io.Writer, item admin.Event) error {
 	if err != nil {
 		return fmt.Errorf("event %d: %w", item.Index, err)
 	}
-	fmt.Fprintf(w, "event %d  %s  %s\n", item.Index, e.Type, e.Ref)
+	line := func(what, format string, args ...any) {
+		fmt.Fprintf(w, "  %-8s %s\n", what, fmt.Sprintf(format, args...))
+	}
+	fmt.Fprintf(w, "event %d  %s", item.Index, e.Type)
+	if e.Ref != (audit.Ref{}) {
+		fmt.Fprintf(w, "  %s", e.Ref)
+	}
+	fmt.Fprintln(w)
 	if e.Old != nil {
-		fmt.Fprintf(w, "  old      %s\n", e.Old.Digest)
+		line("old", "%s", e.Old.Digest)
 	}
 	if e.New != nil {
-		fmt.Fprintf(w, "  new      %s\n", e.New.Digest)
+		line("new", "%s", e.New.Digest)
 	}
-	if e.Interval != nil {
-		if e.Interval.NotBefore != nil {
-			fmt.Fprintf(w, "  between  %s and %s\n", stamp(*e.Interval.NotBefore), stamp(e.Interval.NotAfter))
-		} else {
-			fmt.Fprintf(w, "  at       %s\n", stamp(e.Interval.NotAfter))
-		}
+	switch {
+	case e.Interval != nil && e.Interval.NotBefore != nil:
+		line("between", "%s and %s", stamp(*e.Interval.NotBefore), stamp(e.Interval.NotAfter))
+	case e.Interval != nil:
+		line("at", "%s", stamp(e.Interval.NotAfter))
+	case e.Gap != nil:
+		line("blind", "from %s to %s: %s", stamp(e.Gap.Start), stamp(e.Gap.End), e.Gap.Cause)
+	default:
+		line("at", "%s", stamp(e.Time))
 	}
 	if e.RevertsEvent != nil {
-		fmt.Fprintf(w, "  reverts  event %s\n", e.RevertsEvent)
+		line("reverts", "event %s", e.RevertsEvent)
 	}
-	fmt.Fprintf(w, "  policy   %s, %s\n", e.Policy.Mode, e.Policy.Effect)
+	if e.Amends != nil {
+		line("amends", "event %s", e.Amends)
+	}
+	if e.Class != "" && e.Class != audit.ClassUnknown {
+		line("class", "%s", e.Class)
+	}
+	if len(e.Signals) > 0 {
+		line("signals", "%s", strings.Join(e.Signals, ", "))
+	}
+	if e.Reason != "" {
+		line("because", "%s", e.Reason)
+	}
+	if op := e.Operator; op != nil {
+		line("operator", "%s", strings.TrimSpace(op.Action+" "+op.Target))
+		if op.Reason != "" {
+			line("reason", "%s", op.Reason)
+		}
+	}
+	if f := e.Flap; f != nil {
+		line("flap", "%s, %d changes since %s", f.State, f.Changes, stamp(f.Since))
+	}
+	if s := e.Snapshot; s != nil {
+		line("commits", "%s, %d refs", s.Digest, s.Refs)
+	}
+	if f := e.Fork; f != nil {
+		line("was", "%s of %d entries", f.OldOrigin, f.OldSize)
+		line("is", "%s from %d entries on", f.NewOrigin, f.Size)
+	}
+	if e.Policy.Mode != "" {
+		rule := ""
+		if e.Policy.Rule != "" {
+			rule = ", rule " + e.Policy.Rule
+		}
+		line("policy", "%s%s", strings.TrimSuffix(string(e.Policy.Mode)+", "+e.Policy.Effect, ", "), rule)
+	}
+	if e.Policy.Until != nil {
+		line("until", "%s", stamp(*e.Policy.Until))
+	}
 	return nil
 }
 

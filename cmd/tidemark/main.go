@@ -71,7 +71,8 @@ keeps which digest every tag meant, and when it moved.`,
 		SilenceUsage:  true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
-	root.AddCommand(newServe(), newCheck(), newSetup(), newTags(), newLog(), newShow(), newVerify(), newCache(), newVersion())
+	root.AddCommand(newServe(), newCheck(), newSetup(), newTags(), newLog(), newShow(), newDiff(),
+		newHold(), newApprove(), newReject(), newRelease(), newPolicy(), newExposure(), newVerify(), newDoctor(), newCache(), newVersion())
 	wrapArgs(root)
 	return root
 }

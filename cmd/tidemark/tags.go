@@ -13,6 +13,7 @@ import (
 
 func newTags() *cobra.Command {
 	var movedSince string
+	var held bool
 	c := &cobra.Command{
 		Use:   "tags [PATTERN]",
 		Short: "List known tags: what they mean, since when, and when that was confirmed",
@@ -22,10 +23,12 @@ PATTERN is an image reference, whose tags are listed, or a pattern in which ?
 and * stand for characters within a component and ** for any.`,
 		Example: `  tidemark tags nginx
   tidemark tags 'docker.io/library/*:latest'
+  tidemark tags --held
   tidemark tags --moved-since 24h`,
 		Args: cobra.MaximumNArgs(1),
 	}
 	cl, asJSON := addClient(c), addJSON(c)
+	c.Flags().BoolVar(&held, "held", false, "only tags of which something is held back")
 	c.Flags().StringVar(&movedSince, "moved-since", "", "only tags that moved in this time, such as 24h or 30d, or since this date")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		q := url.Values{"limit": {"1000"}}
@@ -35,6 +38,9 @@ and * stand for characters within a component and ** for any.`,
 				return err
 			}
 			q.Set("match", p)
+		}
+		if held {
+			q.Set("held", "true")
 		}
 		if movedSince != "" {
 			t, err := ago(movedSince, time.Now())
@@ -59,10 +65,22 @@ and * stand for characters within a component and ** for any.`,
 			return printJSON(c, all)
 		}
 		w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
-		fmt.Fprintln(w, "REF\tDIGEST\tSINCE\tCONFIRMED\tMODE")
+		fmt.Fprintln(w, "REF\tSERVES\tUPSTREAM\tSINCE\tCONFIRMED\tMODE\tHELD")
 		now := time.Now()
 		for _, t := range all.Tags {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", t.Ref, short(t.Served), since(t.HeadSince, now), since(t.LastConfirmed, now), t.Mode)
+			upstream, why := "the same", "-"
+			if t.Head != t.Served {
+				upstream = short(t.Head)
+			}
+			if t.Deleted != nil {
+				upstream = "deleted"
+			}
+			if t.Held != nil {
+				if why = t.Held.Reason; t.Held.Until != nil {
+					why += ", until " + stamp(*t.Held.Until)
+				}
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", t.Ref, short(t.Served), upstream, since(t.HeadSince, now), since(t.LastConfirmed, now), t.Mode, why)
 		}
 		return w.Flush()
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -12,26 +13,30 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"tidemark/audit"
+	"tidemark/audit/sqlite"
+	"tidemark/audit/taglog"
 	"tidemark/proxy/admin"
 )
 
 func newVerify() *cobra.Command {
-	var vkeyFile, sinceFile, saveFile string
+	var vkeyFile, sinceFile, saveFile, dataDir string
 	c := &cobra.Command{
 		Use:   "verify",
 		Short: "Re-check the whole ledger: signature, tree, and the chain of every tag",
-		Long: `Re-check the whole ledger of a server: the signature of its checkpoint, every
-entry against the signed tree, and for every tag that each event begins where
-the one before ended. Exit code 3 if anything is off.
+		Long: `Re-check the whole ledger of a server, or of a data folder: the signature of its
+checkpoint, every entry against the signed tree, and for every tag that each event
+begins where the one before ended. Exit code 3 if anything is off.
 
 Without --vkey the server is asked for its verifier, which proves that the log
 is consistent, but not that it is the log you know: keep log.vkey, and the
 checkpoints that --save writes, somewhere else.`,
 		Example: `  tidemark verify
-  tidemark verify --vkey log.vkey --since last.checkpoint --save last.checkpoint`,
+  tidemark verify --vkey log.vkey --since last.checkpoint --save last.checkpoint
+  tidemark verify --data /var/lib/tidemark`,
 		Args: cobra.NoArgs,
 	}
 	cl, asJSON := addClient(c), addJSON(c)
+	c.Flags().StringVar(&dataDir, "data", "", "data folder to check instead of a server; it may be in use")
 	c.Flags().StringVar(&vkeyFile, "vkey", "", "file with the log's verifier (log.vkey)")
 	c.Flags().StringVar(&sinceFile, "since", "", "checkpoint saved earlier, which the log must contain")
 	c.Flags().StringVar(&saveFile, "save", "", "file to save the checkpoint to if all is well")
@@ -44,23 +49,18 @@ checkpoints that --save writes, somewhere else.`,
 				return usage(err)
 			}
 		}
-		verifier, err := cl.verifier(c, vkeyFile)
+		var v *verification
+		var err error
+		if dataDir != "" {
+			v, err = dataVerification(ctx, dataDir, vkeyFile)
+		} else {
+			v, err = cl.verification(c, vkeyFile)
+		}
 		if err != nil {
 			return err
 		}
-		unsigned, err := cl.awaitSigned(ctx)
-		if err != nil {
-			return err
-		}
-		checkpoint, err := cl.get(ctx, "/log/checkpoint", nil)
-		if err != nil {
-			return err
-		}
-		tiles, err := torchwood.NewTileFetcher(strings.TrimSuffix(cl.server, "/")+"/log", torchwood.WithUserAgent("tidemark/"+version()))
-		if err != nil {
-			return usage(err)
-		}
-		report, err := audit.Verify(ctx, tiles, checkpoint, since, verifier)
+		defer v.close()
+		report, err := audit.Verify(ctx, v.tiles, v.checkpoint, since, v.verifier)
 		if err != nil {
 			return err
 		}
@@ -70,19 +70,84 @@ checkpoints that --save writes, somewhere else.`,
 			}
 		} else {
 			printReport(c, report)
-			if unsigned > 0 {
-				fmt.Fprintf(c.OutOrStdout(), "  %d newer events are not signed yet and were not checked\n", unsigned)
+			if v.unsigned > 0 {
+				fmt.Fprintf(c.OutOrStdout(), "  %d newer events are not signed yet and were not checked\n", v.unsigned)
 			}
 		}
 		if n := len(report.Problems); n > 0 {
 			return &exitError{exitWrong, fmt.Errorf("the ledger is not what it should be: %d problems", n)}
 		}
 		if saveFile != "" {
-			return os.WriteFile(saveFile, checkpoint, 0o644)
+			return audit.WriteFile(saveFile, v.checkpoint, 0o644)
 		}
 		return nil
 	}
 	return c
+}
+
+// A verification is what is checked, and by which verifier.
+type verification struct {
+	tiles      torchwood.TileReader
+	checkpoint []byte
+	verifier   note.Verifier
+	unsigned   int64 // entries beyond the checkpoint
+	close      func()
+}
+
+// verification is of a running server.
+func (cl *client) verification(c *cobra.Command, vkeyFile string) (*verification, error) {
+	ctx := c.Context()
+	verifier, err := cl.verifier(c, vkeyFile)
+	if err != nil {
+		return nil, err
+	}
+	unsigned, err := cl.awaitSigned(ctx)
+	if err != nil {
+		return nil, err
+	}
+	checkpoint, err := cl.get(ctx, "/log/checkpoint", nil)
+	if err != nil {
+		return nil, err
+	}
+	tiles, err := torchwood.NewTileFetcher(strings.TrimSuffix(cl.server, "/")+"/log", torchwood.WithUserAgent("tidemark/"+version()))
+	if err != nil {
+		return nil, usage(err)
+	}
+	return &verification{tiles, checkpoint, verifier, unsigned, func() {}}, nil
+}
+
+// dataVerification is of a data folder. What it contains must be what the anchor
+// says: the newest that was signed, kept outside of the database.
+func dataVerification(ctx context.Context, dir, vkeyFile string) (*verification, error) {
+	if vkeyFile == "" {
+		vkeyFile = filepath.Join(dir, "log.vkey")
+	}
+	vkey, err := os.ReadFile(vkeyFile)
+	if err != nil {
+		return nil, usage(err)
+	}
+	verifier, err := parseVerifier(vkey)
+	if err != nil {
+		return nil, err
+	}
+	checkpoint, err := os.ReadFile(filepath.Join(dir, "anchor"))
+	if err != nil {
+		return nil, fmt.Errorf("nothing was signed in this folder: %w", err)
+	}
+	store, err := sqlite.OpenReadOnly(ctx, filepath.Join(dir, "audit.db"))
+	if err != nil {
+		return nil, err
+	}
+	v := &verification{tiles: audit.Tiles{Hashes: store, Leaves: store}, checkpoint: checkpoint, verifier: verifier, close: func() { _ = store.Close() }} // it was only read
+	tree, err := store.Tree(ctx)
+	if err != nil {
+		v.close()
+		return nil, err
+	}
+	if c, err := taglog.Open(checkpoint, verifier); err == nil {
+		v.unsigned = max(0, tree.N-c.N)
+	}
+	return v, nil
 }
 
 // signWait is how long a verification waits for the last events to be signed,
@@ -125,6 +190,10 @@ func (cl *client) verifier(c *cobra.Command, file string) (note.Verifier, error)
 		}
 		fmt.Fprintln(c.ErrOrStderr(), "tidemark: the verifier is the server's own word; use --vkey with a copy that you keep")
 	}
+	return parseVerifier(vkey)
+}
+
+func parseVerifier(vkey []byte) (note.Verifier, error) {
 	v, err := note.NewVerifier(strings.TrimSpace(string(vkey)))
 	if err != nil {
 		return nil, usage(fmt.Errorf("verifier %.100q: %w", vkey, err))

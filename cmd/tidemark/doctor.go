@@ -1,0 +1,123 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/url"
+
+	"github.com/spf13/cobra"
+
+	"tidemark/audit"
+	"tidemark/proxy/admin"
+)
+
+// A finding is one thing that doctor looked at.
+type finding struct {
+	What string `json:"what"`
+	OK   bool   `json:"ok"`
+	Says string `json:"says"`
+}
+
+func newDoctor() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "doctor",
+		Short: "Tell what is wrong, or would go wrong, with a running server",
+		Long: `Look at a running server: what it warns of, whether its log is signed, how its
+upstreams are, and whether clients can get past what is held or denied. Exit code
+1 if something is wrong.`,
+		Example: "  tidemark doctor",
+		Args:    cobra.NoArgs,
+	}
+	cl, asJSON := addClient(c), addJSON(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		found, err := cl.examine(c)
+		if err != nil {
+			return err
+		}
+		wrong := 0
+		for _, f := range found {
+			if !f.OK {
+				wrong++
+			}
+		}
+		if *asJSON {
+			if err := printJSON(c, found); err != nil {
+				return err
+			}
+		} else {
+			for _, f := range found {
+				fmt.Fprintf(c.OutOrStdout(), "%-6s %-10s %s\n", map[bool]string{true: "ok", false: "WRONG"}[f.OK], f.What, f.Says)
+			}
+		}
+		if wrong > 0 {
+			return fmt.Errorf("%d things need a person", wrong)
+		}
+		return nil
+	}
+	return c
+}
+
+func (cl *client) examine(c *cobra.Command) ([]finding, error) {
+	var s admin.Status
+	if err := cl.getJSON(c.Context(), "/api/v1/status", nil, &s); err != nil {
+		return nil, err
+	}
+	found := []finding{{"server", true, "tidemark " + s.Version + " at " + cl.server}}
+	for _, w := range s.Warnings {
+		found = append(found, finding{"warning", false, w})
+	}
+	ledger := finding{"ledger", true, fmt.Sprintf("%s, %d entries, %d signed", s.Log.Origin, s.Log.Size, s.Log.SignedSize)}
+	if s.Log.Size > 0 && s.Log.SignedSize == 0 {
+		ledger.OK, ledger.Says = false, ledger.Says+"; nothing can be proven"
+	}
+	found = append(found, ledger)
+	for _, u := range s.Upstreams {
+		f := finding{"upstream", u.Condition == nil, u.Name}
+		switch {
+		case u.Condition != nil:
+			f.Says += ": " + u.Condition.Type + " since " + stamp(u.Condition.Since)
+		case u.LastError != "":
+			f.Says += ": the last request failed: " + u.LastError
+		}
+		if n := u.RateLimitRemaining; n != nil {
+			f.Says += fmt.Sprintf("; %d requests left of its limit", *n)
+		}
+		found = append(found, f)
+	}
+	return cl.examineHolds(c, found)
+}
+
+// examineHolds tells what is held, and what clients could get past.
+func (cl *client) examineHolds(c *cobra.Command, found []finding) ([]finding, error) {
+	var list admin.TagList
+	if err := cl.getJSON(c.Context(), "/api/v1/tags", url.Values{"held": {"true"}, "limit": {"1000"}}, &list); err != nil {
+		return nil, err
+	}
+	denied, gone := 0, 0
+	for _, t := range list.Tags {
+		if t.Mode == audit.Deny || t.Served == "" {
+			denied++
+			continue
+		}
+		var past admin.History
+		body, err := cl.get(c.Context(), "/api/v1/tags/history", url.Values{"ref": {t.Ref}, "limit": {"1000"}})
+		if err != nil {
+			return nil, err
+		}
+		if err := json.Unmarshal(body, &past); err != nil {
+			return nil, err
+		}
+		for _, st := range past.History {
+			if st.Digest == t.Served && st.Bytes != "here" {
+				gone++
+				found = append(found, finding{"bytes", false, fmt.Sprintf("%s is held at %s, whose bytes are %s", t.Ref, short(t.Served), st.Bytes)})
+				break
+			}
+		}
+	}
+	found = append(found, finding{"holds", true, fmt.Sprintf("%d tags are held; clients get the digest from before, which is no error to them", len(list.Tags)-denied)})
+	if denied > 0 {
+		found = append(found, finding{"bypass", false, fmt.Sprintf("%d tags are answered with 404: clients that use this server as a mirror go to the real registry then", denied)})
+	}
+	return found, nil
+}
