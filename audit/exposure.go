@@ -135,13 +135,13 @@ func (x *Exposures) Run(ctx context.Context) error {
 	defer flush.Stop()
 	trim := time.NewTicker(exposureTrim)
 	defer trim.Stop()
-	x.forget(ctx)
+	x.Forget(ctx)
 	for {
 		select {
 		case <-flush.C:
 			x.Flush(ctx)
 		case <-trim.C:
-			x.forget(ctx)
+			x.Forget(ctx)
 		case <-ctx.Done():
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 			defer cancel()
@@ -185,7 +185,8 @@ func (x *Exposures) Flush(ctx context.Context) {
 	}
 }
 
-func (x *Exposures) forget(ctx context.Context) {
+// Forget removes what was kept for long enough.
+func (x *Exposures) Forget(ctx context.Context) {
 	if err := x.store.ForgetExposures(ctx, x.now().Add(-x.keep)); err != nil && ctx.Err() == nil {
 		x.log.Warn().Err(err).Msg("old exposures could not be forgotten; it is tried again in an hour")
 	}

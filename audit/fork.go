@@ -63,9 +63,8 @@ func Fork(ctx context.Context, dir string, log Forker, reason string, now time.T
 			return "", err
 		}
 	}
-	aside := "." + strings.NewReplacer("/", "_", ":", "_").Replace(old)
-	for _, name := range []string{"log.key", "log.vkey", "anchor"} {
-		if err := os.Rename(path(name), path(name+aside)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, name := range []string{"anchor", "log.vkey", "log.key"} {
+		if err := setAside(path(name), next.Origin()); err != nil {
 			return "", err
 		}
 	}
@@ -74,6 +73,28 @@ func Fork(ctx context.Context, dir string, log Forker, reason string, now time.T
 	}
 	_, err = OpenKey(dir, next.Origin(), false) // writes the verifier
 	return next.Origin(), err
+}
+
+// setAside renames a file of the old log after its origin, which it says itself.
+// A file that is not there, or is the new log's, is left alone.
+func setAside(path, origin string) error {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	old, _, _ := strings.Cut(string(text), "\n") // an anchor's first line
+	if fields := strings.Split(old, "+"); len(fields) >= 5 && fields[0] == "PRIVATE" {
+		old = fields[2]
+	} else {
+		old = fields[0] // a verifier's name
+	}
+	if old == origin {
+		return nil
+	}
+	return os.Rename(path, path+"."+strings.NewReplacer("/", "_", ":", "_").Replace(old))
 }
 
 // nextKey reads the key of a fork that was begun, or makes it.

@@ -74,7 +74,8 @@ type replayed struct {
 	report func(Withholding)
 }
 
-// until has time pass, with upstream saying the same.
+// until has time pass, with upstream saying the same and somebody asking
+// whenever the answer may be another.
 func (r *replayed) until(t time.Time) {
 	for range 2 * candidatesMost { // each step serves or tells something
 		due := r.state.due(r.policy, r.ref)
@@ -87,16 +88,14 @@ func (r *replayed) until(t time.Time) {
 			break
 		}
 	}
-	if r.state.Known() && r.state.LastConfirmed.Before(t) {
-		r.state.LastConfirmed = t
-	}
 }
 
 func (r *replayed) event(index int64, e Event) {
-	if e.Interval.NotBefore != nil {
-		r.until(*e.Interval.NotBefore)
-	}
 	at := e.Interval.NotAfter
+	r.until(at.Add(-time.Millisecond))
+	if nb := e.Interval.NotBefore; nb != nil && r.state.LastConfirmed.Before(*nb) {
+		r.state.LastConfirmed = *nb
+	}
 	if e.Type == Deleted {
 		n, over := r.policy.goneAfter()
 		r.state.Missing = &Missing{Since: at.Add(-over), Count: n}

@@ -9,10 +9,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"iter"
+	"reflect"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -24,9 +28,20 @@ import (
 type Store interface {
 	audit.Store
 	audit.Log
-	Leaves(ctx context.Context, start, n int64) ([][]byte, error)
+	audit.Memory
+	audit.Leaves
+	audit.Lister
+	audit.ExposureStore
+	audit.ConditionStore
+	audit.Forker
 	Events(ctx context.Context, q audit.EventQuery) ([]audit.Entry, error)
 	Tags(ctx context.Context, q audit.TagQuery) ([]audit.Tag, error)
+	History(ctx context.Context, ref audit.Ref, before int64, limit int) ([]audit.Stint, error)
+	RefOf(ctx context.Context, d digest.Digest) (audit.Ref, error)
+	HeldRefs(ctx context.Context) (int64, error)
+	Keep(ctx context.Context, digests int, since time.Time) iter.Seq2[audit.Kept, error]
+	Exposures(ctx context.Context, d digest.Digest) ([]audit.Exposure, error)
+	Conditions(ctx context.Context, limit int) ([]audit.Condition, error)
 	Close() error
 }
 
@@ -43,6 +58,16 @@ func Run(t *testing.T, open func(t *testing.T, dir string) Store) {
 		"there is one checkpoint for each size":            checkpoints,
 		"events are found by ref, type and time":           events,
 		"tags are found by pattern, page by page":          tags,
+		"a state is read back as it was written":           stateSurvives,
+		"what became of a digest is known when it returns": verdicts,
+		"a decision that is refused leaves nothing":        refused,
+		"an event about no tag takes its place":            aboutNoTag,
+		"history is what the events say":                   historyOfRef,
+		"what is kept: what is held, and the newest":       kept,
+		"small facts are remembered":                       memory,
+		"exposures add up, and are forgotten":              exposures,
+		"conditions end":                                   conditions,
+		"a fork begins another series of checkpoints":      fork,
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -347,4 +372,294 @@ func tags(t *testing.T, open func() Store) {
 			t.Errorf("%s: %v, %v; want %v", tt.name, got, err, tt.want)
 		}
 	}
+}
+
+// holding is a policy that holds everything.
+func holding(t *testing.T) *audit.Policy {
+	t.Helper()
+	p, errs := audit.Compile(audit.PolicyText{Rules: []audit.RuleText{{Match: "**", Mode: audit.Cooldown, Age: 24 * time.Hour}}})
+	if len(errs) > 0 {
+		t.Fatal(errs)
+	}
+	return p
+}
+
+func observe(t *testing.T, s Store, ref audit.Ref, p *audit.Policy, seen audit.Observation, now time.Time) audit.State {
+	t.Helper()
+	st, err := Advance(t.Context(), s, ref, p, seen, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+func say(name string) audit.Observation {
+	return audit.Observation{Digest: Digest(name), MediaType: "application/x", Size: 7, Evidence: audit.Evidence{AcceptProfile: "canonical-1", Identity: "anonymous", Edge: "fra"}}
+}
+
+func stateSurvives(t *testing.T, open func() Store) {
+	s, ref, p := open(), Ref("1"), holding(t)
+	observe(t, s, ref, p, say("a"), start)
+	observe(t, s, ref, p, say("b"), start.Add(time.Hour))
+	observe(t, s, ref, p, say("c"), start.Add(2*time.Hour))
+	want := observe(t, s, ref, p, audit.Observation{Absent: fs.ErrNotExist}, start.Add(3*time.Hour))
+	if len(want.Candidates) != 2 || want.Behind == nil || want.Flap == nil || want.Move == nil || want.Missing == nil || want.ServedSize != 7 {
+		t.Fatalf("the story does not fill the state: %+v", want)
+	}
+	if got, err := open().State(t.Context(), ref); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("read back as\n%+v, %v\nwant\n%+v", got, err, want)
+	}
+	n, err := s.HeldRefs(t.Context())
+	yes, no := true, false
+	held, err2 := s.Tags(t.Context(), audit.TagQuery{Held: &yes})
+	free, err3 := s.Tags(t.Context(), audit.TagQuery{Held: &no})
+	if n != 1 || len(held) != 1 || len(free) != 0 || errors.Join(err, err2, err3) != nil {
+		t.Errorf("%d held, %d listed as held and %d as not, %v", n, len(held), len(free), errors.Join(err, err2, err3))
+	}
+	Check(t, s)
+}
+
+func verdicts(t *testing.T, open func() Store) {
+	s, ref, p := open(), Ref("1"), holding(t)
+	decide := func(d audit.Decision, now time.Time) {
+		t.Helper()
+		_, err := s.Advance(t.Context(), ref, func(r audit.Record) (audit.State, []audit.Event, error) {
+			st, events, err := p.Decide(ref, r, d, now)
+			audit.Identify(&st, events)
+			return st, events, err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	past := func(name string) (past audit.Past, was bool) {
+		t.Helper()
+		_, err := s.Advance(t.Context(), ref, func(r audit.Record) (audit.State, []audit.Event, error) {
+			past, was = r.Past(Digest(name))
+			return r.State, nil, nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return past, was
+	}
+	observe(t, s, ref, p, say("a"), start)
+	observe(t, s, ref, p, say("b"), start.Add(time.Hour))
+	observe(t, s, ref, p, say("a"), start.Add(2*time.Hour))
+	observe(t, s, ref, p, say("c"), start.Add(3*time.Hour))
+	decide(audit.Decision{Action: audit.Reject, Digest: Digest("c"), Reason: "r"}, start.Add(4*time.Hour))
+	observe(t, s, ref, p, say("b"), start.Add(5*time.Hour))
+	if c, was := past("c"); !was || !c.Rejected || c.MediaType != "application/x" || c.Size != 7 {
+		t.Errorf("c was %t: %+v; want rejected", was, c)
+	}
+	if _, was := past("never"); was {
+		t.Error("what never was is told as having been")
+	}
+	decide(audit.Decision{Action: audit.Approve, Digest: Digest("b"), Reason: "r"}, start.Add(6*time.Hour))
+	observe(t, s, ref, p, say("d"), start.Add(7*time.Hour))
+	if b, was := past("b"); !was || b.Withdrawn != "" {
+		t.Errorf("b was %t: %+v; want forgiven by its approval", was, b)
+	}
+	Check(t, s)
+}
+
+func refused(t *testing.T, open func() Store) {
+	s, ref := open(), Ref("1")
+	mustMove(t, s, ref, "a", start)
+	no := errors.New("no")
+	_, err := s.Advance(t.Context(), ref, func(r audit.Record) (audit.State, []audit.Event, error) {
+		if !r.Last.Equal(start) {
+			t.Errorf("the newest entry is of %v, want %v", r.Last, start)
+		}
+		return audit.State{}, nil, no
+	})
+	if !errors.Is(err, no) {
+		t.Errorf("Advance = %v, want the decision's error", err)
+	}
+	_, err = s.Advance(t.Context(), Ref("new"), func(audit.Record) (audit.State, []audit.Event, error) { return audit.State{}, nil, no })
+	if st, serr := s.State(t.Context(), Ref("new")); !errors.Is(err, no) || serr != nil || st.Known() {
+		t.Errorf("a new ref: %v, %+v, %v", err, st, serr)
+	}
+	if n := len(Check(t, s)); n != 1 {
+		t.Errorf("%d events, want 1", n)
+	}
+}
+
+func aboutNoTag(t *testing.T, open func() Store) {
+	s := open()
+	mustMove(t, s, Ref("1"), "a", start)
+	e := audit.Event{ID: uuid.Must(uuid.NewV7()), Type: audit.Action, Time: start, Operator: &audit.Operator{Action: "policy.changed"}}
+	if index, err := s.Append(t.Context(), e); err != nil || index != 1 {
+		t.Errorf("Append = %d, %v; want 1", index, err)
+	}
+	if index, err := s.Append(t.Context(), e); err == nil {
+		t.Errorf("an event was recorded twice, as %d", index)
+	}
+	mustMove(t, s, Ref("1"), "b", start.Add(time.Hour))
+	if got := Check(t, s); len(got) != 3 || got[1].Ref != (audit.Ref{}) {
+		t.Errorf("events are %+v", got)
+	}
+	if tags, err := s.Tags(t.Context(), audit.TagQuery{}); err != nil || len(tags) != 1 {
+		t.Errorf("%d tags, %v", len(tags), err)
+	}
+}
+
+func historyOfRef(t *testing.T, open func() Store) {
+	s, ref := open(), Ref("1")
+	mustMove(t, s, Ref("other"), "x", start)
+	for i, name := range []string{"a", "b", "a"} {
+		mustMove(t, s, ref, name, start.Add(time.Duration(i)*time.Hour))
+	}
+	if err := s.Confirm(t.Context(), map[audit.Ref]time.Time{ref: start.Add(5 * time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.History(t.Context(), ref, -1, 10)
+	if err != nil || len(got) != 3 {
+		t.Fatalf("%d stints, %v", len(got), err)
+	}
+	if n := got[0]; n.Digest != Digest("a") || n.Ended != nil || !n.LastConfirmed.Equal(start.Add(5*time.Hour)) || n.Index != 3 || n.Basis != "observed" || n.Size != 7 {
+		t.Errorf("the newest is %+v", n)
+	}
+	if b := got[1]; b.Digest != Digest("b") || b.EndReason != "tag.reverted" || !b.Ended.Equal(start.Add(2*time.Hour)) || !b.NotBefore.Equal(start) {
+		t.Errorf("the one before is %+v", b)
+	}
+	if first := got[2]; first.NotBefore != nil || first.EndReason != "tag.moved" {
+		t.Errorf("the first is %+v", first)
+	}
+	page, err := s.History(t.Context(), ref, got[0].Index, 1)
+	if err != nil || len(page) != 1 || page[0].Index != got[1].Index {
+		t.Errorf("the next page is %+v, %v", page, err)
+	}
+	if r, err := s.RefOf(t.Context(), Digest("b")); err != nil || r != ref {
+		t.Errorf("b was meant by %s, %v", r, err)
+	}
+	if _, err := s.RefOf(t.Context(), Digest("never")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what no tag meant: %v, want fs.ErrNotExist", err)
+	}
+}
+
+func kept(t *testing.T, open func() Store) {
+	s, ref, p := open(), Ref("1"), holding(t)
+	for i := range 8 {
+		mustMove(t, s, Ref("free"), fmt.Sprint(i%7), start.Add(time.Duration(i)*24*time.Hour)) // 0 again at the end
+	}
+	observe(t, s, ref, p, say("a"), start)
+	observe(t, s, ref, p, say("b"), start.Add(200*24*time.Hour))
+	list := func(digests int, since time.Time) map[digest.Digest]bool {
+		t.Helper()
+		out := make(map[digest.Digest]bool) // firmly?
+		for k, err := range s.Keep(t.Context(), digests, since) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if out[k.Digest] && !k.Firm {
+				continue
+			}
+			out[k.Digest] = k.Firm
+		}
+		return out
+	}
+	got := list(3, start)
+	want := map[digest.Digest]bool{Digest("a"): true, Digest("b"): false, Digest("0"): false, Digest("6"): false, Digest("5"): false}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("the newest three: %v, want %v", got, want)
+	}
+	if got := list(5, start.Add(100*24*time.Hour)); len(got) != 3 || !got[Digest("a")] {
+		t.Errorf("of the last days: %v, want what is meant now, and what is held", got)
+	}
+	if got := list(0, start); len(got) != 1 || !got[Digest("a")] {
+		t.Errorf("no history: %v, want only what is held", got)
+	}
+}
+
+func memory(t *testing.T, open func() Store) {
+	s := open()
+	if v, err := s.Recall(t.Context(), "k"); err != nil || v != "" {
+		t.Errorf("Recall before = %q, %v", v, err)
+	}
+	for _, v := range []string{"one", "two"} {
+		if err := s.Remember(t.Context(), "k", v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if v, err := open().Recall(t.Context(), "k"); err != nil || v != "two" {
+		t.Errorf("Recall = %q, %v", v, err)
+	}
+}
+
+func exposures(t *testing.T, open func() Store) {
+	s := open()
+	e := audit.Exposure{Digest: Digest("a"), Client: "10.0.0.1", Ref: "x", First: start, Last: start.Add(time.Minute), Resolves: 1}
+	later := e
+	later.First, later.Last, later.Resolves, later.Fetches = start.Add(time.Hour), start.Add(2*time.Hour), 0, 2
+	other := e
+	other.Client = "10.0.0.2"
+	for _, batch := range [][]audit.Exposure{{e}, {later, other}} {
+		if err := s.AddExposures(t.Context(), batch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := s.Exposures(t.Context(), Digest("a"))
+	if err != nil || len(got) != 2 || got[0].Resolves != 1 || got[0].Fetches != 2 || !got[0].First.Equal(start) || !got[0].Last.Equal(start.Add(2*time.Hour)) {
+		t.Errorf("exposures are %+v, %v", got, err)
+	}
+	if err := s.ForgetExposures(t.Context(), start.Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	left := 0
+	for _, err := range s.EachExposure(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		left++
+	}
+	if left != 1 {
+		t.Errorf("%d are left, want 1", left)
+	}
+}
+
+func conditions(t *testing.T, open func() Store) {
+	s := open()
+	end := start.Add(time.Hour)
+	for _, c := range []audit.Condition{
+		{Upstream: "docker.io", Type: audit.Degraded, Since: start, Cause: "503"},
+		{Upstream: "ghcr.io", Type: audit.Degraded, Since: start, Cause: "503"},
+		{Upstream: "docker.io", Type: audit.Degraded, Since: start, Until: &end},
+		{Upstream: "ghcr.io", Type: audit.AccessLost, Since: end, Cause: "401"}, // the process before did not see the end
+	} {
+		if err := s.PutCondition(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := s.Conditions(t.Context(), 10)
+	if err != nil || len(got) != 3 || got[0].Until != nil || got[1].Until == nil || !got[2].Until.Equal(end) || got[2].Cause != "503" {
+		t.Errorf("conditions are %+v, %v", got, err)
+	}
+}
+
+func fork(t *testing.T, open func() Store) {
+	s := open()
+	mustMove(t, s, Ref("1"), "a", start)
+	tree, err := s.Tree(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.SaveCheckpoint(t.Context(), tree, []byte("old"), start); err != nil {
+		t.Fatal(err)
+	}
+	e := audit.Event{ID: uuid.Must(uuid.NewV7()), Type: audit.Forked, Time: start, Fork: &audit.ForkedTrees{NewOrigin: "tidemark.test/new"}}
+	if index, err := s.Fork(t.Context(), "tidemark.test/new", e); err != nil || index != 1 {
+		t.Fatalf("Fork = %d, %v", index, err)
+	}
+	if origin, err := s.Origin(t.Context()); err != nil || origin != "tidemark.test/new" {
+		t.Errorf("origin is %q, %v", origin, err)
+	}
+	if note, err := s.Checkpoint(t.Context()); err != nil || note != nil {
+		t.Errorf("the new log's checkpoint is %q, %v; want none", note, err)
+	}
+	other := tlog.Tree{N: 1, Hash: tlog.RecordHash([]byte("another root"))}
+	if err := s.SaveCheckpoint(t.Context(), other, []byte("new"), start); err != nil {
+		t.Errorf("the old log's checkpoint is in the way: %v", err)
+	}
+	Check(t, s)
 }

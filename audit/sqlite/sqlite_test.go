@@ -2,11 +2,13 @@ package sqlite_test
 
 import (
 	"database/sql"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"tidemark/audit"
 	"tidemark/audit/audittest"
 	"tidemark/audit/sqlite"
 )
@@ -75,5 +77,79 @@ func TestSettingsThatPromisesRestOn(t *testing.T) {
 	}
 	if _, err := sqlite.Open(t.Context(), filepath.Join(dir, "audit.db"), "x"); err == nil || !strings.Contains(err.Error(), "newer version") {
 		t.Errorf("Open of a later version: %v", err)
+	}
+}
+
+// A database of an earlier version is brought up to date where it is, and means
+// what it meant: its tags, its history, its log, and what was signed.
+func TestDatabaseOfAnEarlierVersion(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.db")
+	schema, err := os.ReadFile("schema_1.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows, err := os.ReadFile("testdata/version_1.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, script := range [][]byte{schema, rows} {
+		if _, err := db.Exec(string(script)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := sqlite.Open(t.Context(), path, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	events := audittest.Check(t, s)
+	if len(events) != 2 || events[1].Type != audit.Moved {
+		t.Errorf("events are %+v", events)
+	}
+	ref := events[0].Ref
+	st, err := s.State(t.Context(), ref)
+	if err != nil || st.Head != events[1].New.Digest || st.Served != st.Head || st.Held() || !st.Deleted.IsZero() {
+		t.Errorf("state is %+v, %v", st, err)
+	}
+	if h, err := s.History(t.Context(), ref, -1, 10); err != nil || len(h) != 2 {
+		t.Errorf("history is %+v, %v", h, err)
+	}
+	if note, err := s.Checkpoint(t.Context()); err != nil || !strings.HasPrefix(string(note), "tidemark/3f0b\n2\n") {
+		t.Errorf("checkpoint is %q, %v", note, err)
+	}
+	if _, err := audittest.Move(t.Context(), s, ref, "next", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	audittest.Check(t, s)
+}
+
+// A database can be read while a server writes it, and not be written.
+func TestReadOnly(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	defer s.Close()
+	if _, err := audittest.Move(t.Context(), s, audittest.Ref("1"), "a", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	r, err := sqlite.OpenReadOnly(t.Context(), filepath.Join(dir, "audit.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if n := len(audittest.Check(t, r)); n != 1 {
+		t.Errorf("%d events are read, want 1", n)
+	}
+	if err := r.Remember(t.Context(), "k", "v"); err == nil {
+		t.Error("it was written to")
+	}
+	if _, err := sqlite.OpenReadOnly(t.Context(), filepath.Join(dir, "absent.db")); err == nil {
+		t.Error("a database that is not there was opened")
 	}
 }
