@@ -356,7 +356,7 @@ func (c *Cache) read(ctx context.Context, b *Blob) (*Manifest, error) {
 
 // Stats is what a cache tells about itself.
 type Stats struct {
-	Ready        bool // the index is complete
+	Ready        bool // the index is complete, and what is pinned is known
 	Bytes, Blobs int64
 	Budget       int64
 	Hits, Misses int64
@@ -380,7 +380,7 @@ func (c *Cache) Stats() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := Stats{
-		Ready: c.index.ready, Bytes: c.index.bytes, Blobs: int64(c.index.lru.Len()), Budget: c.maxBytes,
+		Ready: c.index.ready && c.index.pinned, Bytes: c.index.bytes, Blobs: int64(c.index.lru.Len()), Budget: c.maxBytes,
 		Hits: c.hits.Load(), Misses: c.misses.Load(), SavedBytes: c.saved.Load(), EvictedBytes: c.evicted.Load(),
 		Failures: c.failures.snapshot(),
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -115,6 +116,7 @@ type options struct {
 	free  int64
 	now   func() time.Time
 	store func(cache.Store) cache.Store
+	pins  func(context.Context) iter.Seq2[cache.Pin, error]
 }
 
 // start returns a cache on disk whose Run has found what is there.
@@ -123,6 +125,17 @@ func start(t *testing.T, o options) (*cache.Cache, string) {
 	if o.dir == "" {
 		o.dir = t.TempDir()
 	}
+	c, stop := startUnready(t, o)
+	t.Cleanup(stop)
+	for !c.Stats().Ready {
+		time.Sleep(time.Millisecond)
+	}
+	return c, o.dir
+}
+
+// startUnready returns a cache that may not have found yet what is there.
+func startUnready(t *testing.T, o options) (c *cache.Cache, stop func()) {
+	t.Helper()
 	if o.max == 0 {
 		o.max = 1 << 30
 	}
@@ -134,8 +147,8 @@ func start(t *testing.T, o options) (*cache.Cache, string) {
 	if o.store != nil {
 		store = o.store(store)
 	}
-	c := cache.New(cache.Options{
-		Store: store, Budget: func(int64) int64 { return o.max }, MinFree: o.free, Now: o.now, Describe: describe, Log: zerolog.New(io.Discard),
+	c = cache.New(cache.Options{
+		Store: store, Budget: func(int64) int64 { return o.max }, MinFree: o.free, Now: o.now, Describe: describe, Pins: o.pins, Log: zerolog.New(io.Discard),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -143,11 +156,7 @@ func start(t *testing.T, o options) (*cache.Cache, string) {
 		defer close(done)
 		_ = c.Run(ctx)
 	}()
-	t.Cleanup(func() { cancel(); <-done })
-	for !c.Stats().Ready {
-		time.Sleep(time.Millisecond)
-	}
-	return c, o.dir
+	return c, func() { cancel(); <-done }
 }
 
 // describe reads the manifests of these tests: a JSON list of digests.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -39,9 +40,17 @@ type mirror struct {
 	cache *cache.Cache
 	store *sqlite.Store
 	url   string
+
+	up       *upstream.Upstream // docker.io as the mirror sees it
+	ledger   *audit.Ledger
+	contents *proxy.Contents
+	keeper   *proxy.Keeper
 }
 
 type settings struct {
+	policy   *audit.Policy
+	now      func() time.Time
+	kept     bool // a keeper runs
 	dir      string
 	ttl      time.Duration
 	max      int64
@@ -92,14 +101,28 @@ func (m *mirror) start(s settings) {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+	upstreams := map[string]*upstream.Upstream{
+		"docker.io": upstream.New(upstream.Options{Name: "docker.io", Endpoints: []*url.URL{m.hub.URL()}, HeaderTimeout: s.silence, IdleTimeout: s.silence}),
+		"ghcr.io":   upstream.New(upstream.Options{Name: "ghcr.io", Endpoints: []*url.URL{m.ghcr.URL()}}),
+	}
+	m.up = upstreams["docker.io"]
+	m.contents = proxy.NewContents(upstreams, m.cache)
+	held := true
+	m.keeper = proxy.NewKeeper(m.contents, func(ctx context.Context) iter.Seq2[audit.Tag, error] {
+		return m.store.EachTag(ctx, audit.TagQuery{Held: &held})
+	}, log)
+	if s.kept {
+		kept := make(chan struct{})
+		go func() { defer close(kept); _ = m.keeper.Run(ctx) }()
+		m.t.Cleanup(func() { cancel(); <-kept })
+	}
+	m.ledger = audit.New(audit.Options{
+		Store: m.store, Memory: m.store, TTL: s.ttl, Log: log, Policy: s.policy, Now: s.now, Compare: m.contents.Compare,
+		Recorded: func(_ int64, e audit.Event) { m.keeper.Recorded(e) },
+	})
 	h := proxy.New(proxy.Options{
-		Table: table,
-		Upstreams: map[string]*upstream.Upstream{
-			"docker.io": upstream.New(upstream.Options{Name: "docker.io", Endpoints: []*url.URL{m.hub.URL()}, HeaderTimeout: s.silence, IdleTimeout: s.silence}),
-			"ghcr.io":   upstream.New(upstream.Options{Name: "ghcr.io", Endpoints: []*url.URL{m.ghcr.URL()}}),
-		},
-		Ledger: audit.New(audit.Options{Store: m.store, TTL: s.ttl, Log: log}),
-		Cache:  m.cache, Prefetch: s.prefetch, KnownTags: m.store.TagNames,
+		Table: table, Upstreams: upstreams, Ledger: m.ledger,
+		Cache: m.cache, Prefetch: s.prefetch, KnownTags: m.store.TagNames, History: m.store.History,
 	})
 	srv := httptest.NewServer(h)
 	m.t.Cleanup(func() { srv.CloseClientConnections(); srv.Close() })

@@ -328,17 +328,21 @@ func samePackage(p PlatformDiff) bool {
 		(!p.Config.Changed || p.Layers.FirstDiffers >= 0) && p.Config.History.Old == p.Config.History.New && p.Config.FirstStep == ""
 }
 
-// sameSource tells a platform that says it was built from the same source.
+// sameSource tells a platform that says it was built from the same source: its
+// revision and version, as far as it has them, are the same.
 func sameSource(p PlatformDiff) bool {
 	if p.Config == nil {
 		return false
 	}
 	said := false
-	for _, key := range []string{ocispec.AnnotationRevision, ocispec.AnnotationVersion} {
-		if slices.ContainsFunc(p.Config.Labels, func(f FieldChange) bool { return f.Field == key }) {
+	for _, f := range p.Config.Identity {
+		if f.Field != ocispec.AnnotationRevision && f.Field != ocispec.AnnotationVersion {
+			continue
+		}
+		if f.Old == nil || f.New == nil || *f.Old != *f.New {
 			return false
 		}
-		said = said || p.Config.sameLabels[key]
+		said = true
 	}
 	return said
 }

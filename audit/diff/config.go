@@ -24,7 +24,7 @@ type imageConfig struct {
 
 func compareConfigs(o, n *imageConfig) *Config {
 	c := &Config{
-		Changed: true, Fields: []FieldChange{}, Labels: []FieldChange{}, sameLabels: make(map[string]bool),
+		Changed: true, Fields: []FieldChange{}, Labels: []FieldChange{},
 		SameDiffIDs: slices.Equal(o.RootFS.DiffIDs, n.RootFS.DiffIDs),
 		History:     Counts{len(o.History), len(n.History)},
 	}
@@ -44,10 +44,16 @@ func compareConfigs(o, n *imageConfig) *Config {
 		was, had := a.Labels[key]
 		is, has := b.Labels[key]
 		if had && has && was == is {
-			c.sameLabels[key] = true
 			continue
 		}
 		c.Labels = append(c.Labels, FieldChange{Field: key, Old: masked(key, was, had), New: masked(key, is, has)})
+	}
+	for _, key := range identity {
+		was, had := a.Labels[key]
+		is, has := b.Labels[key]
+		if had || has {
+			c.Identity = append(c.Identity, FieldChange{Field: key, Old: masked(key, was, had), New: masked(key, is, has)})
+		}
 	}
 	if o.Created != nil || n.Created != nil {
 		c.Created = &Created{utc(o.Created), utc(n.Created)}
@@ -59,6 +65,11 @@ func compareConfigs(o, n *imageConfig) *Config {
 		}
 	}
 	return c
+}
+
+// identity are the labels that say what an image is and where it comes from.
+var identity = []string{
+	ocispec.AnnotationSource, ocispec.AnnotationRevision, ocispec.AnnotationVersion, ocispec.AnnotationBaseImageName, ocispec.AnnotationBaseImageDigest,
 }
 
 func utc(t *time.Time) *time.Time {

@@ -95,12 +95,14 @@ type Config struct {
 	Fields  []FieldChange `json:"fields"`
 	Labels  []FieldChange `json:"labels"`
 
+	// Identity has the labels that say what the image is and where it comes from,
+	// changed or not: a rebuild has the same revision and version.
+	Identity []FieldChange `json:"identity,omitempty"`
+
 	Created     *Created `json:"created,omitempty"`
 	History     Counts   `json:"history"`              // how many steps
 	FirstStep   string   `json:"first_step,omitempty"` // the first step of the new image's history that differs
 	SameDiffIDs bool     `json:"same_diff_ids"`        // the unpacked layers are equal
-
-	sameLabels map[string]bool // those that both have with the same value
 }
 
 // A FieldChange is one value that was added, removed or changed. Secrets are

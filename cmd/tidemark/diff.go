@@ -165,6 +165,11 @@ func printPlatform(w io.Writer, p diff.PlatformDiff) {
 	for _, f := range cfg.Labels {
 		printChange(w, "Label "+f.Field, f)
 	}
+	for _, f := range cfg.Identity {
+		if f.Old != nil && f.New != nil && *f.Old == *f.New {
+			fmt.Fprintf(w, "    Label %s  %s, the same\n", f.Field, *f.New)
+		}
+	}
 	if c := cfg.Created; c != nil && c.Old != nil && c.New != nil {
 		fmt.Fprintf(w, "  created  %s, was %s (as the images say themselves)\n", stamp(*c.New), stamp(*c.Old))
 	}

@@ -107,7 +107,7 @@ func serve(t *testing.T, n int, token string) *fixture {
 		Cache: c, Views: store, Entries: store, Ledger: f.ledger, Contents: f, Signer: signer, Metrics: m, Events: f.events,
 		History: store.History, RefOf: store.RefOf, Exposures: store.Exposures, FlushExposures: exposures.Flush, Conditions: store.Conditions,
 		ParsePolicy: func(string) (*audit.Policy, error) { return nil, errors.New("line 1: no") },
-		Upstreams: upstreams, Warnings: func() []string { return f.warn },
+		Upstreams:   upstreams, Warnings: func() []string { return f.warn },
 	}))
 	t.Cleanup(srv.Close)
 	f.url = srv.URL

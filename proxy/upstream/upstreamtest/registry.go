@@ -117,6 +117,7 @@ type Registry struct {
 
 	mu       sync.Mutex
 	manifest map[string]Content // "repo@digest" and "repo:tag"
+	variant  map[string]Content // "repo:tag": for clients that take no index
 	blobs    map[digest.Digest][]byte
 	faults   []*Fault
 	requests []*Request
@@ -132,7 +133,7 @@ type Registry struct {
 // New starts a registry without content on loopback.
 func New() *Registry {
 	r := &Registry{
-		manifest: make(map[string]Content), blobs: make(map[digest.Digest][]byte),
+		manifest: make(map[string]Content), variant: make(map[string]Content), blobs: make(map[digest.Digest][]byte),
 		tokenFor: time.Minute, released: make(chan struct{}),
 	}
 	r.srv = httptest.NewServer(r)
@@ -170,6 +171,15 @@ func (r *Registry) PushIndex(repo, tag string, idx Index) {
 		r.Push(repo, img.Manifest.Digest.String(), img)
 	}
 	r.PushManifest(repo, tag, idx.Manifest)
+}
+
+// PushVariant has clients that do not accept an index get m by tag, as
+// registries do that choose a platform for them.
+func (r *Registry) PushVariant(repo, tag string, m Content) {
+	r.PushManifest(repo, m.Digest.String(), m)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.variant[repo+":"+tag] = m
 }
 
 // PushManifest makes reference, a tag or a digest, mean m in repo.
@@ -357,6 +367,9 @@ func (r *Registry) answer(w *faultyWriter, q *http.Request) {
 		}
 		r.mu.Lock()
 		m, ok := r.manifest[repo+sep+ref]
+		if v, has := r.variant[repo+sep+ref]; has && !strings.Contains(q.Header.Get("Accept"), ocispec.MediaTypeImageIndex) {
+			m = v
+		}
 		r.mu.Unlock()
 		if !ok {
 			refuse(w, http.StatusNotFound, "MANIFEST_UNKNOWN")
