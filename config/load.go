@@ -144,8 +144,8 @@ func (d *decoder) fail(path string, tok *token.Token, format string, args ...any
 	if d.isSpoiled(path) {
 		return
 	}
-	if tok == nil {
-		tok = d.tokens[path]
+	for at := path; tok == nil && at != ""; at = parent(at) {
+		tok = d.tokens[at] // a key that is not there is missing from what it belongs to
 	}
 	e := &Error{Path: path, Message: fmt.Sprintf(format, args...)}
 	if tok != nil {
@@ -153,6 +153,11 @@ func (d *decoder) fail(path string, tok *token.Token, format string, args ...any
 		e.Excerpt = d.excerpt(path, tok)
 	}
 	d.errs = append(d.errs, e)
+}
+
+// parent is the path of what the key at path belongs to.
+func parent(path string) string {
+	return path[:max(strings.LastIndexAny(path, ".["), 0)]
 }
 
 // excerpt shows the line of tok and marks the place, unless it may hold a

@@ -24,6 +24,7 @@ import (
 type server struct {
 	t        testing.TB
 	cmd      *exec.Cmd
+	config   string // the file that it was started with
 	registry string // http://127.0.0.1:port
 	admin    string
 	log      *lockedBuffer
@@ -58,7 +59,7 @@ func serve(t testing.TB, config string, args ...string) *server {
 	if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	s := &server{t: t, log: &lockedBuffer{}, done: make(chan struct{})}
+	s := &server{t: t, config: path, log: &lockedBuffer{}, done: make(chan struct{})}
 	s.cmd = exec.Command(binary, append([]string{"serve", "-c", path, "--log-format", "json"}, args...)...)
 	s.cmd.Stderr = s.log
 	out, err := s.cmd.StdoutPipe()

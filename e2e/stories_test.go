@@ -1,14 +1,20 @@
 package e2e
 
 import (
+	"database/sql"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	_ "modernc.org/sqlite" // driver "sqlite"
 
 	"tidemark/proxy/upstream/upstreamtest"
 )
@@ -17,10 +23,14 @@ import (
 // they have
 //
 //	upstream push REPO:TAG NAME   make a tag mean the image of the layer NAME
+//	upstream delete REPO:TAG NAME forget a tag, and the image NAME
 //	upstream close                the upstream is gone from here on
-//	serve [args]                  start tidemark; -c tidemark.yaml if it is there
+//	serve [args]                  start tidemark, with audit.yaml added to its configuration
+//	reload                        have it read audit.yaml again (SIGHUP)
 //	stop                          SIGTERM, and wait for the end
 //	pull REF NAME                 pull a tag, which must mean the image NAME
+//	await REF NAME                pull a tag until it means the image NAME
+//	tamper INDEX                  change a byte of an entry in the stopped server's database
 //	tidemark args                 a client command against the server
 //	exits CODE args               the same, with the exit code it must have
 //
@@ -42,6 +52,9 @@ func TestStories(t *testing.T) {
 			"serve":    serveCommand,
 			"stop":     func(ts *testscript.TestScript, _ bool, _ []string) { ts.Value("server").(*running).stop() },
 			"pull":     pullCommand,
+			"await":    awaitCommand,
+			"reload":   reloadCommand,
+			"tamper":   tamperCommand,
 			"tidemark": func(ts *testscript.TestScript, neg bool, args []string) {
 				if err := ts.Exec(binary, args...); (err != nil) != neg {
 					ts.Fatalf("tidemark %s: %v", strings.Join(args, " "), err)
@@ -60,20 +73,70 @@ func upstreamCommand(ts *testscript.TestScript, _ bool, args []string) {
 		img := upstreamtest.NewImage(args[2])
 		up.Push(repo, tag, img)
 		ts.Setenv(args[2], img.Manifest.Digest.String())
+	case len(args) == 3 && args[0] == "delete":
+		repo, tag, _ := strings.Cut(args[1], ":")
+		up.Delete(repo, tag)
+		up.Delete(repo, ts.Getenv(args[2]))
 	case len(args) == 1 && args[0] == "close":
 		up.Close()
 	default:
-		ts.Fatalf("usage: upstream push REPO:TAG NAME, or upstream close")
+		ts.Fatalf("usage: upstream push or delete REPO:TAG NAME, or upstream close")
 	}
 }
 
 func serveCommand(ts *testscript.TestScript, _ bool, args []string) {
-	conf := fmt.Sprintf("data: %s\nregistry: {listen: '127.0.0.1:0'}\nadmin: {listen: '127.0.0.1:0'}\ntags: {ttl: 0s}\nupstreams:\n  docker.io: {endpoints: ['%s']}\n",
-		ts.MkAbs("data"), ts.Getenv("UPSTREAM"))
 	r := ts.Value("server").(*running)
-	r.server = serve(r.t, conf, args...)
+	r.server = serve(r.t, storyConfig(ts), args...)
 	ts.Setenv("TIDEMARK_SERVER", r.admin)
 	ts.Setenv("REGISTRY", r.registry)
+}
+
+func storyConfig(ts *testscript.TestScript) string {
+	conf := fmt.Sprintf("data: %s\nregistry: {listen: '127.0.0.1:0'}\nadmin: {listen: '127.0.0.1:0'}\ntags: {ttl: 0s}\nupstreams:\n  docker.io: {endpoints: ['%s']}\n",
+		ts.MkAbs("data"), ts.Getenv("UPSTREAM"))
+	more, err := os.ReadFile(ts.MkAbs("audit.yaml"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		ts.Fatalf("%v", err)
+	}
+	return conf + string(more)
+}
+
+// reloadCommand sends SIGHUP and waits for the server to say what came of it.
+func reloadCommand(ts *testscript.TestScript, neg bool, _ []string) {
+	r := ts.Value("server").(*running)
+	ts.Check(os.WriteFile(r.config, []byte(storyConfig(ts)), 0o644))
+	yes, no := "the policy was reloaded", "the configuration was not reloaded"
+	before := strings.Count(r.log.String(), yes) + strings.Count(r.log.String(), no)
+	ts.Check(r.cmd.Process.Signal(syscall.SIGHUP))
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		log := r.log.String()
+		if strings.Count(log, yes)+strings.Count(log, no) > before {
+			if refused := strings.LastIndex(log, no) > strings.LastIndex(log, yes); refused != neg {
+				ts.Fatalf("reload: refused %t\n%s", refused, log)
+			}
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("reload: nothing happened\n%s", log)
+		}
+	}
+}
+
+// tamperCommand changes the last byte before the end of an entry.
+func tamperCommand(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: tamper INDEX")
+	}
+	db, err := sql.Open("sqlite", ts.MkAbs("data/audit.db"))
+	ts.Check(err)
+	defer db.Close()
+	_, err = db.Exec("DROP TRIGGER log_leaf_update")
+	ts.Check(err)
+	res, err := db.Exec("UPDATE log_leaf SET body = CAST(replace(body, 'library/app', 'library/apq') AS BLOB) WHERE idx = ?", args[0])
+	ts.Check(err)
+	if n, err := res.RowsAffected(); err != nil || n != 1 {
+		ts.Fatalf("tamper: %d entries changed, %v", n, err)
+	}
 }
 
 // running is the server of a story, if it has started one.
@@ -100,12 +163,32 @@ func pullCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 2 {
 		ts.Fatalf("usage: pull REF NAME")
 	}
-	repo, tag, _ := strings.Cut(args[0], ":")
+	status, got := pulled(ts, args[0])
+	if ok := status == 200 && got == ts.Getenv(args[1]); ok == neg {
+		ts.Fatalf("pull %s = %d %s, want %s", args[0], status, got, ts.Getenv(args[1]))
+	}
+}
+
+// pulled pulls a tag and returns what it means.
+func pulled(ts *testscript.TestScript, ref string) (status int, digest string) {
+	repo, tag, _ := strings.Cut(ref, ":")
 	resp, err := http.Get(ts.Getenv("REGISTRY") + "/v2/" + repo + "/manifests/" + tag)
 	ts.Check(err)
 	resp.Body.Close()
-	got := resp.Header.Get("Docker-Content-Digest")
-	if ok := resp.StatusCode == 200 && got == ts.Getenv(args[1]); ok == neg {
-		ts.Fatalf("pull %s = %s %s, want %s", args[0], resp.Status, got, ts.Getenv(args[1]))
+	return resp.StatusCode, resp.Header.Get("Docker-Content-Digest")
+}
+
+func awaitCommand(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: await REF NAME")
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		status, got := pulled(ts, args[0])
+		if status == 200 && got == ts.Getenv(args[1]) {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("await %s: still %d %s, want %s", args[0], status, got, ts.Getenv(args[1]))
+		}
 	}
 }
