@@ -225,7 +225,7 @@ func BenchmarkLargeLedger(b *testing.B) {
 				b.Fatal(err)
 			}
 			resp.Body.Close()
-			if st.Log.SignedSize == int64(events) {
+			if st.Log.SignedSize == int64(events) && st.Cache.Indexed { // what is pinned was looked at, too
 				break
 			}
 			if time.Now().After(deadline) {
@@ -233,7 +233,7 @@ func BenchmarkLargeLedger(b *testing.B) {
 			}
 		}
 		slowest("tags", "/api/v1/tags", "/api/v1/tags?after=docker.io/library/app50000:1", "/api/v1/tags?limit=1000", "/api/v1/tags?match=docker.io/library/app99999:*", "/api/v1/tags?held=true")
-		slowest("events", "/api/v1/events", "/api/v1/events?order=desc", "/api/v1/events?after=500000&limit=1000", "/api/v1/events?type=tag.reverted&order=desc", "/api/v1/events?since=2026-07-01T00:00:00Z")
+		slowest("events", "/api/v1/events", "/api/v1/events?order=desc", "/api/v1/events?after=500000&limit=1000", "/api/v1/events?type=tag.reverted&order=desc", "/api/v1/events?since=2026-06-23T00:00:00Z", "/api/v1/events?since=2026-06-23T00:00:00Z&order=desc", "/api/v1/events?since=2026-03-01T00:00:00Z&order=desc")
 		slowest("history", "/api/v1/tags/history?ref=docker.io/library/app0:1", "/api/v1/tags/history?ref=docker.io/library/app50000:1", "/api/v1/tags/history?ref=docker.io/library/app99999:1")
 		slowest("proof", "/log/proof/0", "/log/proof/500000", "/log/proof/999999")
 		rss := residentMiB(b, s.cmd.Process.Pid)

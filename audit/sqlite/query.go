@@ -34,8 +34,11 @@ func (s *Store) Tags(ctx context.Context, q audit.TagQuery) ([]audit.Tag, error)
 // look at q.Limit.
 func (s *Store) EachTag(ctx context.Context, q audit.TagQuery) iter.Seq2[audit.Tag, error] {
 	return func(yield func(audit.Tag, error) bool) {
-		where := []string{"(r.upstream, r.repository, r.tag) > (?, ?, ?)", "t.head_since >= ?"}
-		args := []any{q.After.Upstream, q.After.Repository, q.After.Tag, max(0, millis(q.MovedSince))}
+		where := []string{"(r.upstream, r.repository, r.tag) > (?, ?, ?)"}
+		args := []any{q.After.Upstream, q.After.Repository, q.After.Tag}
+		if !q.MovedSince.IsZero() {
+			where, args = append(where, "t.head_since >= ?"), append(args, millis(q.MovedSince))
+		}
 		// What the pattern begins with bounds the rows that are looked at.
 		if upstream, rest, whole := strings.Cut(q.Match.Prefix(), "/"); whole {
 			where, args = append(where, "r.upstream = ?"), append(args, upstream)
@@ -45,10 +48,16 @@ func (s *Store) EachTag(ctx context.Context, q audit.TagQuery) iter.Seq2[audit.T
 				where, args = append(where, "r.repository BETWEEN ? AND ?"), append(args, rest, rest+pastAll)
 			}
 		}
-		if q.Held != nil {
-			where = append(where, map[bool]string{true: "t.held", false: "NOT t.held"}[*q.Held])
+		from := "ref r JOIN tag_state t"
+		switch {
+		case q.Held == nil:
+		case *q.Held:
+			where = append(where, "t.held")
+			from = "tag_state t CROSS JOIN ref r" // in this order: few are held, and they have an index
+		default:
+			where = append(where, "NOT t.held")
 		}
-		rows, err := s.read.QueryContext(ctx, "SELECT r.upstream, r.repository, r.tag, "+columns+` FROM ref r JOIN tag_state t ON t.ref_id = r.id
+		rows, err := s.read.QueryContext(ctx, "SELECT r.upstream, r.repository, r.tag, "+columns+" FROM "+from+` ON t.ref_id = r.id
 			WHERE `+strings.Join(where, " AND ")+" ORDER BY r.upstream, r.repository, r.tag", args...)
 		if err != nil {
 			yield(audit.Tag{}, err)
@@ -193,8 +202,20 @@ func (s *Store) Events(ctx context.Context, q audit.EventQuery) ([]audit.Entry, 
 	if q.Type != "" {
 		add("type = ?", string(q.Type))
 	}
+	from := ""
 	if !q.Since.IsZero() {
 		add("at >= ?", millis(q.Since))
+		if q.Ref == nil && q.Type == "" {
+			few, err := s.few(ctx, q.Since)
+			if err != nil {
+				return nil, err
+			}
+			if few {
+				from = "INDEXED BY log_leaf_at "
+			} else if !q.Descending {
+				add("idx >= (SELECT min(idx) FROM log_leaf INDEXED BY log_leaf_at WHERE at >= ?)", millis(q.Since))
+			}
+		}
 	}
 	if !q.Until.IsZero() {
 		add("at < ?", millis(q.Until))
@@ -210,7 +231,18 @@ func (s *Store) Events(ctx context.Context, q audit.EventQuery) ([]audit.Entry, 
 	if limit == 0 {
 		limit = math.MaxInt32
 	}
-	return s.entries(ctx, "WHERE "+strings.Join(where, " AND ")+" ORDER BY idx "+order+" LIMIT ?", append(args, limit)...)
+	return s.entries(ctx, from+"WHERE "+strings.Join(where, " AND ")+" ORDER BY idx "+order+" LIMIT ?", append(args, limit)...)
+}
+
+// fewEntries are sorted faster than the log is searched through.
+const fewEntries = 10_000
+
+// few tells whether few entries are of since or later. Entries are in the order
+// of time but where the clock was set back, so that only a count tells.
+func (s *Store) few(ctx context.Context, since time.Time) (bool, error) {
+	var n int
+	err := s.read.QueryRowContext(ctx, "SELECT count(*) FROM (SELECT 1 FROM log_leaf INDEXED BY log_leaf_at WHERE at >= ? LIMIT ?)", millis(since), fewEntries+1).Scan(&n)
+	return n <= fewEntries, err
 }
 
 // Leaves returns the leaves of the n entries from start on, all of them or an
