@@ -68,7 +68,7 @@ func (r repository) ask(tag string) audit.Ask {
 // is pushed reaches the edges of some registries one after the other.
 const (
 	claimTries = 3
-	claimWait  = 300 * time.Millisecond
+	claimWait  = 200 * time.Millisecond
 )
 
 // claimed fetches the manifest of a digest that upstream claims. One that it

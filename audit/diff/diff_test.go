@@ -48,7 +48,6 @@ type img struct {
 	raw    []string // the unpacked layers, if they are others
 	docker bool     // in Docker's formats
 	conf   func(*ocispec.Image)
-	extra  map[string]any // of the configuration
 }
 
 func (r registry) image(i img) ocispec.Descriptor {
