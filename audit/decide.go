@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -39,8 +42,15 @@ func (e *ConflictError) Error() string {
 	return fmt.Sprintf("%s: %s; pending is %s", e.Ref, e.What, e.Pending)
 }
 
-// ErrNoReason reports a decision without a reason.
-var ErrNoReason = errors.New("a decision needs its reason")
+// ErrReason reports a decision without a reason that can be recorded.
+var ErrReason = errors.New("a decision needs its reason: up to 1000 bytes of text, without control characters")
+
+// reasonMost bounds a reason in bytes: it becomes part of a leaf.
+const reasonMost = 1000
+
+func validReason(s string) bool {
+	return s != "" && len(s) <= reasonMost && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+}
 
 // Decide returns the state that follows r's when an operator decides d at now,
 // and what happened. Like Next it touches neither clock nor storage. An unknown
@@ -48,8 +58,8 @@ var ErrNoReason = errors.New("a decision needs its reason")
 func (p *Policy) Decide(ref Ref, r Record, d Decision, now time.Time) (State, []Event, error) {
 	t := p.turn(ref, r, now)
 	switch {
-	case d.Reason == "":
-		return State{}, nil, ErrNoReason
+	case !validReason(d.Reason):
+		return State{}, nil, ErrReason
 	case !t.s.Known():
 		return State{}, nil, fmt.Errorf("%s was never seen here: %w", ref, fs.ErrNotExist)
 	}

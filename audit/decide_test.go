@@ -123,8 +123,10 @@ func TestDecisionsThatAreNone(t *testing.T) {
 		t.Errorf("a tag never seen: %v, want fs.ErrNotExist", err)
 	}
 	s.see("a", noon)
-	if _, _, err := s.policy.Decide(s.ref, s.record(), audit.Decision{Action: audit.HoldAt}, noon); !errors.Is(err, audit.ErrNoReason) {
-		t.Errorf("no reason: %v", err)
+	for _, reason := range []string{"", "two\nlines", "\x1b[2J", "\xff", strings.Repeat("x", 1001)} {
+		if _, _, err := s.policy.Decide(s.ref, s.record(), audit.Decision{Action: audit.HoldAt, Reason: reason}, noon); !errors.Is(err, audit.ErrReason) {
+			t.Errorf("reason %.20q: %v", reason, err)
+		}
 	}
 	if _, _, err := s.policy.Decide(s.ref, s.record(), audit.Decision{Action: "forget", Reason: "r"}, noon); err == nil {
 		t.Error("an action that is none was carried out")

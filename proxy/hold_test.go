@@ -375,6 +375,36 @@ func TestExplainingAnIndexCostsWhatClientsPull(t *testing.T) {
 	}
 }
 
+// Offline, what is here is served as it was recorded, what is not is told as such
+// at once, and nobody is asked.
+func TestOfflineAsksNobody(t *testing.T) {
+	dir := t.TempDir()
+	m := newMirror(t, settings{dir: dir})
+	img := upstreamtest.NewImage("layer")
+	m.hub.Push("library/app", "1", img)
+	m.hub.Push("library/app", "2", upstreamtest.NewImage("other"))
+	m.pull("app", "1", img)
+	m.settled()
+	m.store.Close()
+	m.hub.Reset()
+	m.start(settings{dir: dir, offline: true})
+	m.pull("app", "1", img)
+	if a := m.get("/v2/app/tags/list"); a.status != 200 || !strings.Contains(string(a.body), `["1"]`) {
+		t.Errorf("the tags that are known: %d %s", a.status, a.body)
+	}
+	absent := digest.FromString("absent").String()
+	for path, code := range map[string]string{
+		"/v2/app/manifests/2": "MANIFEST_UNKNOWN", "/v2/app/manifests/" + absent: "MANIFEST_UNKNOWN", "/v2/app/blobs/" + absent: "BLOB_UNKNOWN", "/v2/other/tags/list": "NAME_UNKNOWN",
+	} {
+		if a := m.get(path); a.status != 404 || a.code(t) != code || !strings.Contains(string(a.body), `"offline":true`) {
+			t.Errorf("%s: %d %s, want 404 %s that says why", path, a.status, a.body, code)
+		}
+	}
+	if n := len(m.hub.Requests()); n != 0 {
+		t.Errorf("upstream was asked %d times", n)
+	}
+}
+
 // The history of a tag is answered without asking upstream, newest first, page
 // by page; a tag never seen is 404, and so is the proposed name unless it is on.
 func TestTagHistory(t *testing.T) {

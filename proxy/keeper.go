@@ -22,7 +22,7 @@ import (
 // error. Create it with NewKeeper; call Run, once.
 type Keeper struct {
 	contents *Contents
-	held     func(context.Context) iter.Seq2[audit.Tag, error]
+	kept     func(context.Context) iter.Seq2[audit.Tag, error]
 	log      zerolog.Logger
 
 	mu   sync.Mutex
@@ -30,9 +30,10 @@ type Keeper struct {
 	wake chan struct{}      // holds one
 }
 
-// NewKeeper returns a keeper of the refs that held yields. It starts nothing.
-func NewKeeper(contents *Contents, held func(context.Context) iter.Seq2[audit.Tag, error], log zerolog.Logger) *Keeper {
-	return &Keeper{contents: contents, held: held, log: log, look: make(map[audit.Ref]bool), wake: make(chan struct{}, 1)}
+// NewKeeper returns a keeper of the refs that kept yields: those that are held,
+// or deleted upstream. It starts nothing.
+func NewKeeper(contents *Contents, kept func(context.Context) iter.Seq2[audit.Tag, error], log zerolog.Logger) *Keeper {
+	return &Keeper{contents: contents, kept: kept, log: log, look: make(map[audit.Ref]bool), wake: make(chan struct{}, 1)}
 }
 
 // Recorded is told of an event. It pins what is served from then on, and does
@@ -83,7 +84,7 @@ func (k *Keeper) round(ctx context.Context, all bool) (incomplete bool) {
 	k.look = make(map[audit.Ref]bool)
 	k.mu.Unlock()
 	var tags []audit.Tag
-	for t, err := range k.held(ctx) {
+	for t, err := range k.kept(ctx) {
 		if err != nil {
 			if ctx.Err() == nil {
 				k.log.Error().Err(err).Msg("what is held is unknown, and may be incomplete")

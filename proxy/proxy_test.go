@@ -51,6 +51,7 @@ type settings struct {
 	policy   *audit.Policy
 	now      func() time.Time
 	kept     bool // a keeper runs
+	offline  bool
 	dir      string
 	ttl      time.Duration
 	max      int64
@@ -102,14 +103,13 @@ func (m *mirror) start(s settings) {
 		m.t.Fatal(err)
 	}
 	upstreams := map[string]*upstream.Upstream{
-		"docker.io": upstream.New(upstream.Options{Name: "docker.io", Endpoints: []*url.URL{m.hub.URL()}, HeaderTimeout: s.silence, IdleTimeout: s.silence}),
+		"docker.io": upstream.New(upstream.Options{Name: "docker.io", Endpoints: []*url.URL{m.hub.URL()}, Offline: s.offline, HeaderTimeout: s.silence, IdleTimeout: s.silence}),
 		"ghcr.io":   upstream.New(upstream.Options{Name: "ghcr.io", Endpoints: []*url.URL{m.ghcr.URL()}}),
 	}
 	m.up = upstreams["docker.io"]
 	m.contents = proxy.NewContents(upstreams, m.cache)
-	held := true
 	m.keeper = proxy.NewKeeper(m.contents, func(ctx context.Context) iter.Seq2[audit.Tag, error] {
-		return m.store.EachTag(ctx, audit.TagQuery{Held: &held})
+		return m.store.EachTag(ctx, audit.TagQuery{Kept: true})
 	}, log)
 	if s.kept {
 		kept := make(chan struct{})

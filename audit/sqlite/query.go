@@ -49,11 +49,13 @@ func (s *Store) EachTag(ctx context.Context, q audit.TagQuery) iter.Seq2[audit.T
 			}
 		}
 		from := "ref r JOIN tag_state t"
+		few := "tag_state t CROSS JOIN ref r" // in this order: few are held, and they have an index
 		switch {
+		case q.Kept:
+			where, from = append(where, "(t.held OR t.deleted_at IS NOT NULL)"), few
 		case q.Held == nil:
 		case *q.Held:
-			where = append(where, "t.held")
-			from = "tag_state t CROSS JOIN ref r" // in this order: few are held, and they have an index
+			where, from = append(where, "t.held"), few
 		default:
 			where = append(where, "NOT t.held")
 		}
@@ -137,20 +139,23 @@ func timeOf(ms sql.NullInt64) *time.Time {
 	return &t
 }
 
-// Keep yields the digests whose bytes are to be kept: what is served although it
-// is not the head, firmly, and of every ref the newest heads since a time, as
-// many as digests says, with the diffs between them.
+// Keep yields the digests whose bytes are to be kept: what is served although
+// upstream may have forgotten it, firmly and first, and of every ref the newest
+// heads since a time, as many as digests says, with the diffs between them, and
+// the listings of snapshots. No digests keep no history.
 func (s *Store) Keep(ctx context.Context, digests int, since time.Time) iter.Seq2[audit.Kept, error] {
 	return func(yield func(audit.Kept, error) bool) {
 		rows, err := s.read.QueryContext(ctx, `
-			SELECT served_digest, 1 FROM tag_state WHERE held AND served_digest <> ''
+			SELECT served_digest, 1 FROM tag_state WHERE (held OR deleted_at IS NOT NULL) AND served_digest <> ''
 			UNION ALL
 			SELECT digest, 0 FROM (
 				SELECT digest, row_number() OVER (PARTITION BY ref_id ORDER BY max(leaf_idx) DESC) AS nth
-				FROM tag_interval WHERE ended IS NULL OR ended >= ? GROUP BY ref_id, digest) WHERE nth <= ?
+				FROM tag_interval WHERE ended IS NULL OR ended >= ?1 GROUP BY ref_id, digest) WHERE nth <= ?2
 			UNION ALL
-			SELECT diff_digest, 0 FROM tag_interval WHERE diff_digest <> '' AND (ended IS NULL OR ended >= ?) AND ? > 0`,
-			millis(since), digests, millis(since), digests)
+			SELECT diff_digest, 0 FROM tag_interval WHERE diff_digest <> '' AND (ended IS NULL OR ended >= ?1) AND ?2 > 0
+			UNION ALL
+			SELECT json_extract(CAST(body AS TEXT), '$.snapshot.digest'), 0 FROM log_leaf WHERE type = 'audit.snapshot' AND at >= ?1 AND ?2 > 0`,
+			millis(since), digests)
 		if err != nil {
 			yield(audit.Kept{}, err)
 			return

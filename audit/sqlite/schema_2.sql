@@ -6,6 +6,7 @@ ALTER TABLE tag_state ADD COLUMN more TEXT NOT NULL DEFAULT '{}';
 ALTER TABLE tag_state ADD COLUMN held INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tag_state ADD COLUMN deleted_at INTEGER;
 CREATE INDEX tag_state_held ON tag_state (ref_id) WHERE held;
+CREATE INDEX tag_state_kept ON tag_state (ref_id) WHERE held OR deleted_at IS NOT NULL;
 CREATE INDEX tag_state_since ON tag_state (head_since);
 
 ALTER TABLE tag_interval ADD COLUMN size INTEGER NOT NULL DEFAULT 0;

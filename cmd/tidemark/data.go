@@ -26,6 +26,7 @@ audit.db    the ledger: what every tag meant, and when it moved. Keep it; it
 log.key     signs the ledger. Keep it secret, and keep it.
 log.vkey    verifies the ledger. Give it to whoever should be able to check it.
 anchor      the last signed checkpoint, to notice an older or changed audit.db.
+            With a name behind these three they are of a log that was forked from.
 tls/        certificates made for this server, and the internal CA.
 lock        held by the server that uses this folder; lock.holder says which.
 `

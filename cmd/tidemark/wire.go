@@ -146,9 +146,8 @@ func (s *server) wireLedger(ctx context.Context, key *audit.Key, upstreams map[s
 	s.exposures = audit.NewExposures(s.store, time.Duration(s.cfg.Audit.ExposureKeep), nil, s.log)
 	s.conditions = audit.NewConditions(s.store, nil, s.log)
 	s.events = admin.NewEvents()
-	held := true
 	s.keeper = proxy.NewKeeper(s.contents, func(ctx context.Context) iter.Seq2[audit.Tag, error] {
-		return s.store.EachTag(ctx, audit.TagQuery{Held: &held})
+		return s.store.EachTag(ctx, audit.TagQuery{Kept: true})
 	}, s.log)
 	s.ledger = audit.New(audit.Options{
 		Store: s.store, Memory: s.store, Policy: policy, Compare: s.contents.Compare,

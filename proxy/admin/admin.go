@@ -216,7 +216,7 @@ func writeError(w http.ResponseWriter, err error) {
 	case errors.As(err, &e):
 	case errors.As(err, &conflict):
 		e = &Error{http.StatusConflict, "conflict", err.Error()}
-	case errors.Is(err, audit.ErrNoReason):
+	case errors.Is(err, audit.ErrReason):
 		e = badRequest("reason: %v", err)
 	case errors.Is(err, audit.ErrLedger):
 		e = &Error{http.StatusServiceUnavailable, "ledger_unwritable", err.Error()}
