@@ -108,6 +108,16 @@ func ParseGlob(pattern string) (Glob, error) {
 	return Glob{pattern, re}, nil
 }
 
+// possible tells whether the pattern can stand for a whole ref at all: one has an
+// upstream, a repository and a tag.
+func (g Glob) possible() bool {
+	if strings.Contains(g.pattern, "**") {
+		return true
+	}
+	repository, _, tagged := strings.Cut(g.pattern, ":")
+	return tagged && strings.Contains(repository, "/")
+}
+
 // Prefix is what every ref that the pattern stands for begins with.
 func (g Glob) Prefix() string {
 	if i := strings.IndexAny(g.pattern, "*?"); i >= 0 {

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"math"
 	"regexp"
 	"slices"
 	"strings"
@@ -39,6 +40,10 @@ type PolicyText struct {
 	DeleteOver         time.Duration `json:"delete_over"`         // the time they must span, unless DeleteObservations is 0: then it is 1 h
 	GapAfter           time.Duration `json:"gap_after"`           // without an answer before it is a gap; 0 is 45 min
 	Mirrors            []string      `json:"mirrors,omitempty"`   // upstreams whose tags lag: they are given twice the time
+
+	// Upstreams are all there are, nil if that is not known: a rule about another
+	// one has no effect. They are not part of the policy.
+	Upstreams []string `json:"-"`
 }
 
 // A RuleText is a rule as an operator writes it. Mode and Match are required;
@@ -143,25 +148,17 @@ func Compile(text PolicyText) (*Policy, []PolicyError) {
 		}
 		rules = append(rules, preset...)
 	}
-	all, seen := "", make(map[string]int) // the rule that matches everything; rules by their conditions
 	for i, rt := range rules {
 		r, problems := compileRule(rt)
-		path, key := fmt.Sprintf("rules[%d]", i), rt.conditions()
+		path := fmt.Sprintf("rules[%d]", i)
 		own := i < len(text.Rules)
-		switch before, twice := seen[key]; {
-		case own && all != "":
-			problems = append(problems, PolicyError{"match", fmt.Sprintf("the rule has no effect: %s matches everything before it", all)})
-		case own && twice:
-			problems = append(problems, PolicyError{"match", fmt.Sprintf("the rule has no effect: rules[%d] matches the same", before)})
-		case i == len(text.Rules) && all != "":
-			errs = append(errs, PolicyError{"preset", fmt.Sprintf("has no effect: %s matches everything before it", all)})
+		if why := reachable(rt, rules[:i], text.Upstreams); why != "" && own {
+			problems = append(problems, PolicyError{"match", "the rule has no effect: " + why})
+		} else if why != "" && i == len(text.Rules) {
+			errs = append(errs, PolicyError{"preset", "has no effect: " + why})
 		}
-		seen[key] = i
 		for _, e := range problems {
 			errs = append(errs, PolicyError{path + "." + e.Path, e.Message})
-		}
-		if rt.Match == "**" && rt.Tag == "" && rt.FullVersion == nil {
-			all = path
 		}
 		p.rules = append(p.rules, r)
 	}
@@ -176,6 +173,32 @@ func Compile(text PolicyText) (*Policy, []PolicyError) {
 	sum := sha256.Sum256(canonical)
 	p.sha256 = hex.EncodeToString(sum[:])
 	return p, nil
+}
+
+// reachable returns why a rule can match nothing that the rules before it leave,
+// or "". It finds what is written by mistake, not everything that could be proven.
+func reachable(t RuleText, before []RuleText, upstreams []string) string {
+	if g, err := ParseGlob(t.Match); err != nil {
+		return "" // told as what it is
+	} else if !g.possible() {
+		return fmt.Sprintf("%q matches no whole reference, which is upstream/repository:tag; did you mean %q?", t.Match, strings.TrimSuffix(t.Match, ":")+":*")
+	}
+	if name, _, ok := strings.Cut(t.Match, "/"); ok && upstreams != nil && !strings.ContainsAny(name, "*?") && !slices.Contains(upstreams, name) {
+		return fmt.Sprintf("%s is not one of the upstreams: %s", name, strings.Join(upstreams, ", "))
+	}
+	for i, b := range before {
+		if b.conditions() == t.conditions() {
+			return fmt.Sprintf("rules[%d] matches the same", i)
+		}
+		begin, all := strings.CutSuffix(b.Match, "**")
+		if all && b.Tag == "" && b.FullVersion == nil && !strings.ContainsAny(begin, "*?") && strings.HasPrefix(t.Match, begin) {
+			if begin == "" {
+				return fmt.Sprintf("rules[%d] matches everything before it", i)
+			}
+			return fmt.Sprintf("rules[%d] matches everything below %s before it", i, begin)
+		}
+	}
+	return ""
 }
 
 // conditions is what a rule matches, in words.
@@ -224,7 +247,7 @@ func compileRule(t RuleText) (*Rule, []PolicyError) {
 			r.Tenure = *t.Tenure
 		}
 		if r.MaxLag == 0 {
-			r.MaxLag = 4 * t.Age
+			r.MaxLag = min(t.Age, math.MaxInt64/4) * 4
 		}
 		if r.MaxLag < t.Age {
 			fail("max_lag", "%v is less than the age: every move would be reported as starved", r.MaxLag)

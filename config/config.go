@@ -219,8 +219,9 @@ type Publish struct {
 	Type string `yaml:"type"`
 	// Path is the file that always has the newest checkpoint.
 	Path string `yaml:"path"`
-	// URL is where each checkpoint is posted to.
-	URL string `yaml:"url"`
+	// URL is where each checkpoint is posted to. What of it may be secret is not
+	// shown.
+	URL Webhook `yaml:"url"`
 	// SecretFile holds the key that signs posts (Standard Webhooks).
 	SecretFile string `yaml:"secret_file"`
 	Secret     Secret `yaml:"-"` // read from SecretFile

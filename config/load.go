@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"reflect"
 	"regexp"
@@ -76,15 +77,40 @@ func Load(path string, override func(*Config), check Check) (*Config, error) {
 
 // Parse is Load of a file's content.
 func Parse(data []byte, override func(*Config), check Check) (*Config, error) {
+	c, d := decode(data, true)
+	if c == nil {
+		return nil, d.errs
+	}
+	if override != nil {
+		override(c)
+	}
+	c.validate(d)
+	return d.end(c, check)
+}
+
+// ParseAudit reads what a configuration says about the ledger, and the kinds of
+// its upstreams, from anybody's text: no variable of the environment is put in
+// and no file is looked at, and nothing else of it is checked.
+func ParseAudit(data []byte, check Check) (*Config, error) {
+	c, d := decode(data, false)
+	if c == nil {
+		return nil, d.errs
+	}
+	c.validateAudit(d)
+	return d.end(c, check)
+}
+
+// decode reads a configuration and completes it. It is nil when it is no YAML.
+func decode(data []byte, expand bool) (*Config, *decoder) {
 	c := Default()
 	data = bytes.TrimPrefix(data, []byte("\ufeff")) // some editors begin files with it
-	d := &decoder{source: strings.Split(string(data), "\n"), tokens: make(map[string]*token.Token)}
+	d := &decoder{source: strings.Split(string(data), "\n"), tokens: make(map[string]*token.Token), expand: expand}
 	tokens := lexer.Tokenize(string(data))
 	begun := false
 	for _, tok := range tokens {
 		if tok.Type == token.DocumentHeaderType && begun {
 			d.fail("", tok, "a configuration is one document")
-			return nil, d.errs
+			return nil, d
 		}
 		begun = begun || tok.Type != token.CommentType
 	}
@@ -92,10 +118,11 @@ func Parse(data []byte, override func(*Config), check Check) (*Config, error) {
 	if err != nil {
 		var ye yaml.Error
 		if !errors.As(err, &ye) {
-			return nil, Errors{{Message: conceal(err.Error())}}
+			d.errs = Errors{{Message: conceal(err.Error())}}
+			return nil, d
 		}
 		d.fail("", ye.GetToken(), "%s", conceal(ye.GetMessage()))
-		return nil, d.errs
+		return nil, d
 	}
 	for _, doc := range file.Docs {
 		if doc.Body != nil {
@@ -103,19 +130,21 @@ func Parse(data []byte, override func(*Config), check Check) (*Config, error) {
 		}
 	}
 	c.complete()
-	if override != nil {
-		override(c)
-	}
 	d.decoded = len(d.errs)
-	c.validate(d)
+	return c, d
+}
+
+// end has check look at c too, and returns it, or all errors in the order of the
+// file.
+func (d *decoder) end(c *Config, check Check) (*Config, error) {
 	if check != nil {
 		check(c, func(path, message string) { d.fail(path, nil, "%s", message) })
 	}
-	if len(d.errs) > 0 {
-		sort.SliceStable(d.errs, func(i, j int) bool { return d.errs[i].Line < d.errs[j].Line })
-		return nil, d.errs
+	if len(d.errs) == 0 {
+		return c, nil
 	}
-	return c, nil
+	sort.SliceStable(d.errs, func(i, j int) bool { return d.errs[i].Line < d.errs[j].Line })
+	return nil, d.errs
 }
 
 // A decoder fills the configuration from the file's syntax tree. It goes on
@@ -128,6 +157,7 @@ type decoder struct {
 	// have their defaults: to complain of what follows would mislead.
 	decoded int
 	source  []string // lines of the file
+	expand  bool     // put in variables of the environment
 }
 
 // isSpoiled tells whether path, or something it is part of, did not decode.
@@ -164,7 +194,7 @@ func parent(path string) string {
 // secret. Only that line: the ones around it may hold one too.
 func (d *decoder) excerpt(path string, tok *token.Token) string {
 	n, column := tok.Position.Line, tok.Position.Column
-	if n < 1 || n > len(d.source) || column < 1 || secretKey.MatchString(path) {
+	if n < 1 || n > len(d.source) || column < 1 || secretKey.MatchString(path) || strings.HasPrefix(path, "audit.publish") {
 		return ""
 	}
 	line := strings.TrimRight(d.source[n-1], "\r")
@@ -334,6 +364,9 @@ func (d *decoder) text(n ast.Node, path string, secret bool) (string, bool) {
 		d.errs = append(d.errs, &Error{Path: path, Line: n.GetToken().Position.Line, Message: "a secret does not belong into this file: use ${VARIABLE}, or the key with _file"})
 		return "", false
 	}
+	if !d.expand {
+		return text, true
+	}
 	ok := true
 	text = variable.ReplaceAllStringFunc(text, func(v string) string {
 		value, set := os.LookupEnv(v[2 : len(v)-1])
@@ -373,11 +406,29 @@ func yamlKey(f reflect.StructField) string {
 	return ""
 }
 
+// maxSecret bounds the file of a *_file key in bytes.
+const maxSecret = 64 << 10
+
 // readSecret reads the file of a *_file key.
 func readSecret(path string) (Secret, error) {
-	data, err := os.ReadFile(path)
+	info, err := os.Stat(path)
 	if err != nil {
 		return "", err
+	}
+	if info.IsDir() || info.Size() > maxSecret {
+		return "", fmt.Errorf("%s is no file that holds a secret", path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSecret+1)) // a pipe says nothing of its size
+	if err != nil {
+		return "", err
+	}
+	if len(data) > maxSecret {
+		return "", fmt.Errorf("%s is no file that holds a secret", path)
 	}
 	s := strings.TrimRight(string(data), "\r\n")
 	if s == "" {

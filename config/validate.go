@@ -57,13 +57,33 @@ func (c *Config) validateAudit(d *decoder) {
 	if a.GapFactor == 0 {
 		d.fail("audit.gap_factor", nil, "want a number such as 3: no answer at all would be a gap")
 	}
+	if a.Keep.Days > daysMost {
+		d.fail("audit.keep.days", nil, "%d days are more than the %d that can be kept", a.Keep.Days, daysMost)
+	}
+	if a.GapFactor > gapFactorMost {
+		d.fail("audit.gap_factor", nil, "%d is more than %d: nothing would ever be a gap", a.GapFactor, gapFactorMost)
+	}
 	if a.ExposureKeep == 0 {
 		d.fail("audit.exposure_keep", nil, "want a time such as 90d")
 	}
+	seen := make(map[string]int)
 	for i := range a.Publish {
-		a.Publish[i].validate(d, fmt.Sprintf("audit.publish[%d]", i))
+		p := &a.Publish[i]
+		path := fmt.Sprintf("audit.publish[%d]", i)
+		p.validate(d, path)
+		place := p.Path + " " + string(p.URL)
+		if before, twice := seen[place]; twice {
+			d.fail(path, nil, "is the same place as audit.publish[%d]", before)
+		}
+		seen[place] = i
 	}
 }
+
+// Bounds of numbers that become times.
+const (
+	daysMost      = 36_500 // a hundred years
+	gapFactorMost = 10_000
+)
 
 func (p *Publish) validate(d *decoder, path string) {
 	switch p.Type {
@@ -75,7 +95,7 @@ func (p *Publish) validate(d *decoder, path string) {
 			d.failQuietly(path, "url and secret_file are for type webhook")
 		}
 	case PublishWebhook:
-		if u, err := url.Parse(p.URL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		if u, err := url.Parse(string(p.URL)); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 			d.failQuietly(path+".url", "want an address such as https://witness.example/checkpoints")
 		}
 		if p.Path != "" {

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"math"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -123,3 +124,27 @@ func (s Secret) GoString() string { return s.String() }
 
 // MarshalText keeps encoders from showing what String hides.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// A Webhook is an address of which only the host may be shown: paths and queries
+// of webhooks are often their secret.
+type Webhook string
+
+func (w *Webhook) parse(s string) error {
+	*w = Webhook(s)
+	return nil
+}
+
+// String is what may be shown.
+func (w Webhook) String() string {
+	if w == "" {
+		return `""`
+	}
+	u, err := url.Parse(string(w))
+	if err != nil {
+		return "redacted"
+	}
+	return u.Scheme + "://" + u.Host + "/redacted"
+}
+
+// GoString keeps %#v from showing what String hides.
+func (w Webhook) GoString() string { return w.String() }

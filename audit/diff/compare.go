@@ -3,16 +3,17 @@ package diff
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 const (
-	dockerList      = "application/vnd.docker.distribution.manifest.list.v2+json"
-	attestationType = "vnd.docker.reference.type"
+	dockerList    = "application/vnd.docker.distribution.manifest.list.v2+json"
+	referenceType = "vnd.docker.reference.type"
+	attestation   = "attestation-manifest"
 )
 
 // comparing is one comparison.
@@ -69,13 +70,21 @@ func (c *comparing) image(d digest.Digest) (*image, error) {
 		im.MediaType = ocispec.MediaTypeImageIndex
 	}
 	for _, desc := range m.Manifests {
-		if desc.Annotations[attestationType] != "" {
+		if isAttestation(desc) {
 			im.attestations = append(im.attestations, desc.Digest)
 			continue
 		}
 		im.children = append(im.children, child{platform: platformName(desc.Platform), digest: desc.Digest})
 	}
 	return im, nil
+}
+
+// isAttestation tells the children that no client takes for a platform: those
+// that say what they are and name none. One that names a platform is an image,
+// whatever it says.
+func isAttestation(d ocispec.Descriptor) bool {
+	named := d.Platform != nil && (d.Platform.OS != "unknown" || d.Platform.Architecture != "unknown")
+	return d.Annotations[referenceType] == attestation && !named
 }
 
 func platformName(p *ocispec.Platform) string {
@@ -125,8 +134,9 @@ func (c *comparing) compare(a, b *image) *Diff {
 		}
 	}
 	d.Attestations = Attestations{Old: len(a.attestations), New: len(b.attestations)}
+	had := setOf(a.attestations, func(d digest.Digest) digest.Digest { return d })
 	for _, at := range b.attestations {
-		if !slices.Contains(a.attestations, at) {
+		if !had[at] {
 			d.Attestations.Changed++
 		}
 	}
@@ -136,26 +146,40 @@ func (c *comparing) compare(a, b *image) *Diff {
 }
 
 // namePlatforms gives a manifest that stands for itself the platform that its
-// configuration says, if the other side is an index to find it in.
+// configuration says. Two such manifests are of the same one, that of the new:
+// a client that had the old one gets the new one.
 func (c *comparing) namePlatforms(a, b *image) {
+	if !a.index && !b.index {
+		name := c.ownPlatform(b)
+		if name == "" {
+			name = c.ownPlatform(a)
+		}
+		a.children[0].platform, b.children[0].platform = name, name
+		return
+	}
 	for _, pair := range [][2]*image{{a, b}, {b, a}} {
 		single, other := pair[0], pair[1]
-		if single.index || !other.index {
+		if single.index {
 			continue
 		}
 		ch := &single.children[0]
-		for _, o := range other.children {
-			if o.digest == ch.digest {
-				ch.platform = o.platform
-				break
-			}
-		}
-		if ch.platform == "" {
-			if cfg := c.config(ch.manifest); cfg != nil {
-				ch.platform = platformName(&cfg.Platform)
-			}
+		i := slices.IndexFunc(other.children, func(o child) bool { return o.digest == ch.digest })
+		if i >= 0 {
+			ch.platform = other.children[i].platform
+		} else {
+			ch.platform = c.ownPlatform(single)
 		}
 	}
+}
+
+// ownPlatform is what the configuration of a manifest that stands for itself
+// says, "" if it says nothing.
+func (c *comparing) ownPlatform(im *image) string {
+	cfg := c.config(im.children[0].manifest)
+	if cfg == nil || cfg.OS == "" {
+		return ""
+	}
+	return platformName(&cfg.Platform)
 }
 
 // byPlatform maps platforms to their images. A platform that stands in an index
@@ -173,16 +197,19 @@ func byPlatform(children []child) map[string]child {
 }
 
 func sortedNames(ms ...map[string]child) []string {
-	var names []string
+	all := make(map[string]child)
 	for _, m := range ms {
-		for n := range m {
-			if !slices.Contains(names, n) {
-				names = append(names, n)
-			}
-		}
+		maps.Copy(all, m)
 	}
-	slices.Sort(names)
-	return names
+	return slices.Sorted(maps.Keys(all))
+}
+
+func setOf[T any](list []T, key func(T) digest.Digest) map[digest.Digest]bool {
+	set := make(map[digest.Digest]bool, len(list))
+	for _, v := range list {
+		set[key(v)] = true
+	}
+	return set
 }
 
 // manifest reads the manifest of a child.
@@ -228,7 +255,7 @@ func (c *comparing) platform(d *Diff, name string, o, n child) PlatformDiff {
 		return p
 	}
 	p.Layers = compareLayers(om.Layers, nm.Layers)
-	if om.Config.Digest == nm.Config.Digest {
+	if om.Config.Digest == nm.Config.Digest && p.Layers.FirstDiffers < 0 {
 		p.Config = &Config{SameDiffIDs: true, Fields: []FieldChange{}, Labels: []FieldChange{}}
 		return p
 	}
@@ -238,6 +265,10 @@ func (c *comparing) platform(d *Diff, name string, o, n child) PlatformDiff {
 		return p
 	}
 	p.Config = compareConfigs(oc, nc)
+	p.Config.Changed = om.Config.Digest != nm.Config.Digest
+	// Only an image says what its layers are unpacked: an artifact has no such list.
+	ids := len(oc.RootFS.DiffIDs)
+	p.Config.SameDiffIDs = p.Config.SameDiffIDs && ids > 0 && ids == len(om.Layers) && ids == len(nm.Layers)
 	return p
 }
 
@@ -249,13 +280,12 @@ func compareLayers(old, new []ocispec.Descriptor) *Layers {
 	if l.Common < len(old) || l.Common < len(new) {
 		l.FirstDiffers = l.Common
 	}
-	has := func(list []ocispec.Descriptor, d digest.Digest) bool {
-		return slices.ContainsFunc(list, func(o ocispec.Descriptor) bool { return o.Digest == d })
-	}
+	digestOf := func(d ocispec.Descriptor) digest.Digest { return d.Digest }
+	inOld, inNew := setOf(old, digestOf), setOf(new, digestOf)
 	var kept, stayed []digest.Digest
 	for i, n := range new {
 		l.BytesDelta += n.Size
-		if has(old, n.Digest) {
+		if inOld[n.Digest] {
 			l.Shared = append(l.Shared, Layer{i, n.Digest, n.Size})
 			stayed = append(stayed, n.Digest)
 			continue
@@ -265,7 +295,7 @@ func compareLayers(old, new []ocispec.Descriptor) *Layers {
 	}
 	for i, o := range old {
 		l.BytesDelta -= o.Size
-		if has(new, o.Digest) {
+		if inNew[o.Digest] {
 			kept = append(kept, o.Digest)
 			continue
 		}
@@ -321,11 +351,18 @@ func (d *Diff) every(is func(PlatformDiff) bool) bool {
 	return !slices.ContainsFunc(d.Changed, func(p PlatformDiff) bool { return !is(p) })
 }
 
-// samePackage tells a platform whose configuration and unpacked layers are the
-// same: only how they are wrapped differs (R10).
+// samePackage tells a platform on which only the wrapping differs: configuration
+// and layers are the same, or the layers are the same when unpacked and the
+// configuration says the same (R10).
 func samePackage(p PlatformDiff) bool {
-	return p.Layers != nil && p.Config != nil && p.Config.SameDiffIDs && len(p.Config.Fields)+len(p.Config.Labels) == 0 &&
-		(!p.Config.Changed || p.Layers.FirstDiffers >= 0) && p.Config.History.Old == p.Config.History.New && p.Config.FirstStep == ""
+	if p.Layers == nil || p.Config == nil || !p.Config.SameDiffIDs {
+		return false
+	}
+	c := p.Config
+	if !c.Changed {
+		return true
+	}
+	return p.Layers.FirstDiffers >= 0 && len(c.Fields)+len(c.Labels) == 0 && c.History.Old == c.History.New && c.FirstStep == ""
 }
 
 // sameSource tells a platform that says it was built from the same source: its
@@ -345,15 +382,4 @@ func sameSource(p PlatformDiff) bool {
 		said = true
 	}
 	return said
-}
-
-// isSecret tells names of variables whose values are nobody's business.
-func isSecret(name string) bool {
-	name = strings.ToLower(name)
-	for _, word := range []string{"pass", "pwd", "secret", "token", "apikey", "api_key", "private", "credential", "auth", "access_key", "accesskey"} {
-		if strings.Contains(name, word) {
-			return true
-		}
-	}
-	return false
 }

@@ -16,10 +16,28 @@ type imageConfig struct {
 	ocispec.Image
 	Config struct {
 		ocispec.ImageConfig
-		Healthcheck json.RawMessage `json:"Healthcheck,omitempty"`
-		Shell       []string        `json:"Shell,omitempty"`
-		OnBuild     []string        `json:"OnBuild,omitempty"`
+		Healthcheck *healthcheck `json:"Healthcheck,omitempty"`
+		Shell       []string     `json:"Shell,omitempty"`
+		OnBuild     []string     `json:"OnBuild,omitempty"`
 	} `json:"config"`
+}
+
+// healthcheck is Docker's; times are nanoseconds.
+type healthcheck struct {
+	Test        []string `json:",omitempty"`
+	Interval    int64    `json:",omitempty"`
+	Timeout     int64    `json:",omitempty"`
+	StartPeriod int64    `json:",omitempty"`
+	Retries     int      `json:",omitempty"`
+}
+
+func (h *healthcheck) text() *string {
+	if h == nil {
+		return nil
+	}
+	masked := *h
+	masked.Test = maskAll(h.Test)
+	return encoded(masked)
 }
 
 func compareConfigs(o, n *imageConfig) *Config {
@@ -37,7 +55,7 @@ func compareConfigs(o, n *imageConfig) *Config {
 	c.mapped("ExposedPorts", keys(a.ExposedPorts), keys(b.ExposedPorts))
 	c.mapped("Volumes", keys(a.Volumes), keys(b.Volumes))
 	c.single("StopSignal", text(a.StopSignal), text(b.StopSignal))
-	c.single("Healthcheck", text(string(a.Healthcheck)), text(string(b.Healthcheck)))
+	c.single("Healthcheck", a.Healthcheck.text(), b.Healthcheck.text())
 	c.single("Shell", list(a.Shell), list(b.Shell))
 	c.single("OnBuild", list(a.OnBuild), list(b.OnBuild))
 	for _, key := range slices.Sorted(maps.Keys(union(a.Labels, b.Labels))) {
@@ -110,9 +128,10 @@ func (c *Config) mapped(field string, old, new map[string]string) {
 }
 
 func text(s string) *string {
-	if s == "" || s == "null" {
+	if s == "" {
 		return nil
 	}
+	s = mask(s)
 	return &s
 }
 
@@ -120,11 +139,15 @@ func list(items []string) *string {
 	if len(items) == 0 {
 		return nil
 	}
-	b, err := json.Marshal(items)
+	return encoded(maskAll(items))
+}
+
+func encoded(v any) *string {
+	b, err := json.Marshal(v)
 	if err != nil {
 		panic("diff: " + err.Error())
 	}
-	s := mask(string(b))
+	s := string(b)
 	return &s
 }
 
@@ -143,38 +166,6 @@ func keys(m map[string]struct{}) map[string]string {
 		out[k] = ""
 	}
 	return out
-}
-
-// masked is the value of a key, nil if it is not there. That a secret changed is
-// worth knowing, its value is not: two that differ are shown alike.
-func masked(key, value string, there bool) *string {
-	if !there {
-		return nil
-	}
-	if isSecret(key) && value != "" {
-		value = "(masked)"
-	} else {
-		value = mask(value)
-	}
-	return &value
-}
-
-// mask takes assignments of secrets out of a command, and users out of addresses.
-func mask(s string) string {
-	words := strings.FieldsFunc(s, func(r rune) bool {
-		return r == ' ' || r == '"' || r == '\'' || r == ',' || r == ';' || r == '\t' || r == '\n'
-	})
-	for _, w := range words {
-		if key, value, ok := strings.Cut(w, "="); ok && value != "" && isSecret(key) {
-			s = strings.ReplaceAll(s, w, key+"=(masked)")
-		}
-		if i := strings.Index(w, "://"); i >= 0 {
-			if user, _, ok := strings.Cut(w[i+3:], "@"); ok && strings.Contains(user, ":") {
-				s = strings.ReplaceAll(s, user+"@", "(masked)@")
-			}
-		}
-	}
-	return s
 }
 
 // signal notes what deserves a look.

@@ -233,6 +233,91 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// What looks like a secret is masked wherever it stands, and what does not is
+// shown: that a diff is read is what it is for.
+func TestSecretsAreMasked(t *testing.T) {
+	r := make(registry)
+	secrets := []string{
+		"TOKEN=hunter2", "STRIPE_KEY=hunter2", "API-KEY=hunter2", "MYSQL_DSN=root:hunter2@tcp(db)/x", "DB_PASSWORD=hunter2", "GITHUB_PAT=hunter2",
+		"REMOTE=https://hunter2@github.com/x", "URL=postgres://u:hunter2@db/x", "AWS_SECRET_ACCESS_KEY=hunter2", "HEADER=Authorization: Bearer hunter2", "AUTH=hunter2",
+	}
+	shown := []string{"MODE=visible", "LANG=visible", "KEYBOARD=visible", "PATTERN=visible", "COMPASS=visible", "HOME=/visible"}
+	conf := func(c *ocispec.Image) {
+		c.Config.Env = append(append([]string{}, secrets...), shown...)
+		c.Config.Cmd = []string{"/app", "--token", "hunter2", "--listen", "visible", "--password=hunter2", "-H", "Authorization: Bearer hunter2"}
+		c.Config.Entrypoint = []string{"/bin/sh", "-c", "PASSWORD='hunter2 hunter2' API_TOKEN=\"hunter2\" exec app --secret hunter2 visible"}
+		c.Config.Labels = map[string]string{"org.opencontainers.image.authors": "visible", "com.example.api-key": "hunter2", "note": "password: hunter2"}
+		c.History = []ocispec.History{{CreatedBy: "RUN --mount=x TOKEN='hunter2' curl -u x https://me:hunter2@example/visible"}}
+	}
+	a := r.image(img{layers: []string{"x"}})
+	b := r.image(img{layers: []string{"y"}, conf: conf})
+	var m ocispec.Manifest
+	var cfg map[string]any
+	if err := errors.Join(json.Unmarshal(r[b.Digest], &m), json.Unmarshal(r[m.Config.Digest], &cfg)); err != nil {
+		t.Fatal(err)
+	}
+	cfg["config"].(map[string]any)["Healthcheck"] = map[string]any{"Test": []string{"CMD", "curl", "--password", "hunter2", "visible"}}
+	m.Config.Digest = r.put(cfg).Digest
+	b = r.put(m)
+	d, err := diff.Between(a.Digest, b.Digest, r.read)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := string(d.Encode())
+	if i := strings.Index(got, "hunter2"); i >= 0 {
+		t.Errorf("a secret is shown: …%s…", got[max(0, i-80):min(len(got), i+20)])
+	}
+	if n := strings.Count(got, "visible"); n != len(shown)+5 {
+		t.Errorf("what is no secret is shown %d times, want %d\n%s", n, len(shown)+5, got)
+	}
+}
+
+// Only what no client takes for an image is an attestation, and only images can
+// be repackaged: an artifact whose content changed has moved.
+func TestNobodyHidesBehindAClass(t *testing.T) {
+	r := make(registry)
+	good, evil := r.image(img{layers: []string{"good"}}), r.image(img{layers: []string{"evil"}})
+	marked := evil
+	marked.Annotations = map[string]string{"vnd.docker.reference.type": "attestation-manifest"}
+	d, err := diff.Between(r.index(good), r.index(marked, good), r.read)
+	if err != nil || d.Class != "" || fmt.Sprint(d.Platforms.Changed) != "[linux/amd64]" {
+		t.Errorf("an image that calls itself an attestation: %v, class %q\n%s", err, d.Class, d.Encode())
+	}
+	artifact := func(config any, layer string) digest.Digest {
+		m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, ArtifactType: "application/vnd.example", Config: r.put(config)}
+		m.SchemaVersion = 2
+		m.Layers = []ocispec.Descriptor{{MediaType: "application/x", Digest: digest.FromString(layer), Size: 1}}
+		return r.put(m).Digest
+	}
+	for name, configs := range map[string][2]any{
+		"the empty configuration": {map[string]any{}, map[string]any{}},
+		"a chart's configuration": {map[string]any{"name": "x", "appVersion": "1"}, map[string]any{"name": "x", "appVersion": "2"}},
+	} {
+		if d, err := diff.Between(artifact(configs[0], "good"), artifact(configs[1], "evil"), r.read); err != nil || d.Class != "" {
+			t.Errorf("%s: %v, class %q", name, err, d.Class)
+		}
+	}
+}
+
+// Manifests of any size are compared in the time that reading them takes.
+func TestLargeManifestsAreComparedSoon(t *testing.T) {
+	r := make(registry)
+	many := func(prefix string) digest.Digest {
+		m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: r.put(map[string]any{})}
+		for i := range 40_000 {
+			m.Layers = append(m.Layers, ocispec.Descriptor{Digest: digest.FromString(fmt.Sprint(prefix, i)), Size: 1})
+		}
+		return r.put(m).Digest
+	}
+	began := time.Now()
+	if d, err := diff.Between(many("a"), many("b"), r.read); err != nil || len(d.Changed[0].Layers.Added) != 40_000 {
+		t.Errorf("%v", err)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
 // What is not to be had makes a diff shallower and is told; without one of the
 // two manifests there is none.
 func TestWhatIsMissingIsTold(t *testing.T) {

@@ -20,6 +20,9 @@ type File struct{ Path string }
 // Name implements Sink.
 func (f File) Name() string { return "file " + f.Path }
 
+// ID implements Sink.
+func (f File) ID() string { return f.Name() }
+
 // Put implements Sink.
 func (f File) Put(_ context.Context, signed audit.Signed) error {
 	before, err := os.ReadFile(f.Path)

@@ -17,8 +17,11 @@ import (
 // A Sink is one place. Put may be called with the same checkpoint again, after a
 // crash, and must take that for done.
 type Sink interface {
-	// Name tells sinks apart, in the cursor and in the log. It is no secret.
+	// Name is what the log calls the sink. It is no secret.
 	Name() string
+
+	// ID tells sinks apart. It is no secret either.
+	ID() string
 
 	Put(ctx context.Context, signed audit.Signed) error
 }
@@ -105,7 +108,7 @@ func (p *Publisher) serve(ctx context.Context, s Sink, grown <-chan struct{}) {
 // put brings the newest checkpoint to s, if it is not there.
 func (p *Publisher) put(ctx context.Context, s Sink) error {
 	signed := p.last()
-	key := "publish " + s.Name()
+	key := "publish " + s.ID()
 	cursor := fmt.Sprintf("%s %d %v", p.origin, signed.Tree.N, signed.Tree.Hash)
 	done, err := p.memory.Recall(ctx, key)
 	if err != nil || len(signed.Note) == 0 || done == cursor {

@@ -56,6 +56,7 @@ type sink struct {
 }
 
 func (*sink) Name() string { return "test" }
+func (*sink) ID() string   { return "test" }
 
 func (s *sink) Put(_ context.Context, signed audit.Signed) error {
 	s.mu.Lock()
@@ -195,6 +196,9 @@ func TestWebhook(t *testing.T) {
 	hook, err := publish.NewWebhook(srv.URL+"/hook/s3cret?key=s3cret", "whsec_"+base64.StdEncoding.EncodeToString(secret))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if other, err := publish.NewWebhook(srv.URL+"/other", ""); err != nil || other.ID() == hook.ID() || strings.Contains(hook.ID(), "s3cret") {
+		t.Errorf("two webhooks of one host are %q and %q, %v", hook.ID(), other.ID(), err)
 	}
 	for _, status = range []int{200, 204, 302, 410, 500} {
 		err := hook.Put(t.Context(), signed(7))

@@ -28,12 +28,15 @@ func policyOf(c *config.Config) (*audit.Policy, []audit.PolicyError) {
 			OnStarved: r.OnStarved, OnNew: r.OnNew, OnDeleted: r.OnDeleted,
 		})
 	}
+	text.Upstreams = []string{}
 	for name, u := range c.Upstreams {
+		text.Upstreams = append(text.Upstreams, name)
 		if u.Kind == config.KindMirror {
 			text.Mirrors = append(text.Mirrors, name)
 		}
 	}
 	slices.Sort(text.Mirrors)
+	slices.Sort(text.Upstreams)
 	return audit.Compile(text)
 }
 
@@ -58,9 +61,10 @@ func loadConfig(path string, override func(*config.Config)) (*config.Config, err
 	return c, nil
 }
 
-// parsePolicy reads the policy of a configuration's text, for trying it out.
+// parsePolicy reads the policy of a configuration's text, for trying it out. The
+// text is anybody's who may call the API: nothing of this machine gets into it.
 func parsePolicy(text string) (*audit.Policy, error) {
-	c, err := config.Parse([]byte(text), nil, checkPolicy)
+	c, err := config.ParseAudit([]byte(text), checkPolicy)
 	if err != nil {
 		return nil, err
 	}

@@ -41,12 +41,12 @@ served, by which rule, and for how long. Nothing is changed.`,
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		var in admin.PolicyTest
 		if path != "" {
-			if _, err := loadConfig(path, nil); err != nil {
-				return err // with lines and excerpts, before anybody is asked
-			}
 			text, err := os.ReadFile(path)
 			if err != nil {
 				return usage(err)
+			}
+			if _, err := parsePolicy(string(text)); err != nil { // with lines and excerpts, before anybody is asked
+				return usage(fmt.Errorf("configuration %s:\n%w", path, err))
 			}
 			in.Config = string(text)
 		}

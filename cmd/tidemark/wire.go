@@ -183,7 +183,7 @@ func (s *server) wirePublisher() error {
 			sinks = append(sinks, publish.File{Path: p.Path})
 			continue
 		}
-		hook, err := publish.NewWebhook(p.URL, string(p.Secret))
+		hook, err := publish.NewWebhook(string(p.URL), string(p.Secret))
 		if err != nil {
 			return err
 		}
