@@ -61,14 +61,15 @@ func (l *Ledger) beginPolicy(ctx context.Context) error {
 	return l.memory.Remember(ctx, memoryPolicy, now)
 }
 
-// Reload has p decide from here on, and upstreams be asked as identities says.
-// What changed is recorded first; an error leaves everything as it was.
+// Reload has p decide from here on. What changed is recorded first; an error of
+// the policy leaves everything as it was.
 func (l *Ledger) Reload(ctx context.Context, p *Policy, identities map[string]string, reason string) error {
 	if err := l.SetPolicy(ctx, p, reason); err != nil {
 		return err
 	}
 	if err := l.memory.Remember(ctx, memoryPolicy, p.SHA256()); err != nil {
-		return fmt.Errorf("remember the policy: %w", err)
+		// It decides already, and is on the record.
+		l.log.Warn().Err(err).Msg("the policy could not be remembered; the next start will record it again")
 	}
 	return l.identify(ctx, identities)
 }

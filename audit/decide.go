@@ -49,7 +49,7 @@ var ErrReason = errors.New("a decision needs its reason: up to 1000 bytes of tex
 const reasonMost = 1000
 
 func validReason(s string) bool {
-	return s != "" && len(s) <= reasonMost && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+	return strings.TrimSpace(s) != "" && len(s) <= reasonMost && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }
 
 // Decide returns the state that follows r's when an operator decides d at now,
@@ -153,7 +153,8 @@ func (t *turn) holdAt(d Decision) error {
 	return nil
 }
 
-// goBack serves an earlier head again. The present one waits from here on.
+// goBack serves an earlier head again. What was served until now waits from here
+// on, first in line; what is older than the one gone back to does not.
 func (t *turn) goBack(d digest.Digest) error {
 	c, ok := t.s.candidate(d)
 	past, was := t.past(d)
@@ -166,11 +167,19 @@ func (t *turn) goBack(d digest.Digest) error {
 	default:
 		return t.conflict("%s was never what this tag meant", d)
 	}
-	t.s.Served, t.s.ServedMediaType, t.s.ServedSize = c.Digest, c.MediaType, c.Size
-	t.s.Candidates = slices.DeleteFunc(slices.Clone(t.s.Candidates), func(o Candidate) bool { return o.Digest == d })
-	if _, waits := t.s.candidate(t.s.Head); !waits {
-		t.s.Candidates = []Candidate{{Digest: t.s.Head, MediaType: t.s.HeadMediaType, Size: t.s.HeadSize, Since: t.s.HeadSince}}
+	waiting := t.s.Candidates
+	if ok {
+		waiting = waiting[slices.IndexFunc(waiting, func(o Candidate) bool { return o.Digest == d })+1:]
 	}
+	now := Candidate{
+		Digest: t.s.Served, MediaType: t.s.ServedMediaType, Size: t.s.ServedSize, Since: t.s.HeadSince,
+		Left: t.s.Served != t.s.Head, Served: true,
+	}
+	if len(waiting) > 0 {
+		now.Since = waiting[0].Since
+	}
+	t.s.Candidates = append([]Candidate{now}, waiting...)
+	t.s.Served, t.s.ServedMediaType, t.s.ServedSize = c.Digest, c.MediaType, c.Size
 	return nil
 }
 
@@ -180,6 +189,12 @@ func (t *turn) unhold() error {
 		return t.conflict("it is not held by hand; what a rule holds is approved or rejected")
 	}
 	t.s.Hold = nil
+	i := slices.IndexFunc(t.s.Candidates, func(c Candidate) bool { return c.Served })
+	if i >= 0 && t.s.Deleted.IsZero() { // from where the hold went back
+		was, c := t.s.served(), t.s.Candidates[i]
+		t.give(c)
+		t.release(was, c, "released", nil)
+	}
 	t.serve(false)
 	return nil
 }

@@ -98,9 +98,15 @@ type Ledger struct {
 
 	unwritable atomic.Pointer[error] // why the last write failed, nil after a good one
 
+	// deciding is held while a policy decides and its decision is recorded, and
+	// alone while the policy is changed: what is recorded after the change was
+	// decided by the new one.
+	deciding sync.RWMutex
+
 	mu        sync.Mutex
 	recent    *simplelru.LRU[Ref, recent]
 	confirmed map[Ref]time.Time // not yet in the store
+	epoch     uint64            // grows with every decision and policy: what was read before is not to be remembered
 }
 
 // recent is what is remembered of a ref so that answers within TTL touch no
@@ -267,7 +273,7 @@ func (l *Ledger) Resolve(ctx context.Context, ref Ref, ask Ask) (Answer, error) 
 		return l.refresh(ctx, ref, ask)
 	})
 	if l.background {
-		s, err := l.known(ctx, ref)
+		s, _, err := l.known(ctx, ref)
 		if err == nil && s.Known() {
 			return servable(ref, Answer{State: s, Rule: l.policy.Load().Rule(ref), Stale: r.stale})
 		}
@@ -298,78 +304,97 @@ func servable(ref Ref, a Answer) (Answer, error) {
 	return a, nil
 }
 
-// known returns what is recorded of ref, from memory or from the store.
-func (l *Ledger) known(ctx context.Context, ref Ref) (State, error) {
+// known returns what is recorded of ref, from memory or from the store, and the
+// epoch that it is of.
+func (l *Ledger) known(ctx context.Context, ref Ref) (s State, epoch uint64, err error) {
 	l.mu.Lock()
 	r, ok := l.recent.Get(ref)
-	confirmed := l.confirmed[ref]
+	confirmed, epoch := l.confirmed[ref], l.epoch
 	l.mu.Unlock()
 	if ok {
-		return r.state, nil
+		return r.state, epoch, nil
 	}
-	s, err := l.store.State(ctx, ref)
-	if err != nil {
-		return State{}, fmt.Errorf("read the ledger: %w", err)
+	if s, err = l.store.State(ctx, ref); err != nil {
+		return State{}, epoch, fmt.Errorf("read the ledger: %w", err)
 	}
 	if confirmed.After(s.LastConfirmed) {
 		s.LastConfirmed = confirmed
 	}
-	return s, nil
+	return s, epoch, nil
 }
 
 // refresh asks upstream and records what it says.
 func (l *Ledger) refresh(ctx context.Context, ref Ref, ask Ask) (Answer, error) {
-	s, err := l.known(ctx, ref)
+	s, epoch, err := l.known(ctx, ref)
 	if err != nil {
 		return Answer{}, fmt.Errorf("resolve %s: %w: %w", ref, ErrLedger, err)
 	}
+	a, err := l.askAbout(ctx, ref, s, epoch, ask)
+	if err != nil {
+		return Answer{}, err
+	}
+	l.mu.Lock()
+	overtaken := l.epoch != epoch
+	l.mu.Unlock()
+	if !overtaken {
+		return a, nil
+	}
+	// Somebody decided something meanwhile: the answer is what they decided.
+	now, _, err := l.known(ctx, ref)
+	if err != nil {
+		return Answer{}, fmt.Errorf("resolve %s: %w: %w", ref, ErrLedger, err)
+	}
+	a.New = a.New || now.Served != a.Served
+	a.State, a.Rule = now, l.policy.Load().Rule(ref)
+	return a, nil
+}
+
+// askAbout asks upstream about ref, which is known as s.
+func (l *Ledger) askAbout(ctx context.Context, ref Ref, s State, epoch uint64, ask Ask) (Answer, error) {
 	policy := l.policy.Load()
-	rule := policy.Rule(ref)
 	seen, err := ask(ctx, Question{Known: s, Corroborate: s.Deleted.IsZero() && s.doubted(policy, l.now(), 1)})
 	now := l.now()
 	l.answered(ref, err)
 	var bad *InconsistentError
 	switch {
 	case errors.As(err, &bad) && s.Known():
-		return l.refuse(ctx, ref, s, rule, bad, now), nil
+		return l.refuse(ctx, ref, s, epoch, bad, now), nil
 	case err != nil && !s.Known():
 		return Answer{}, fmt.Errorf("resolve %s: %w", ref, err)
 	case err != nil:
-		l.unconfirmed(ref, s, rule, err)
-		return Answer{State: s, Rule: rule, Asked: true, Stale: err}, nil
+		return l.unconfirmed(ref, s, epoch, err), nil
 	}
 	seen.Blind = l.blind(ref)
 	if seen.Absent != nil || seen.Digest == s.Head {
 		// What does not change the state does not touch the store.
+		policy := l.policy.Load()
 		next, events := policy.Next(ref, Record{State: s}, seen, now)
 		if len(events) == 0 && unchanged(s, next) {
-			return l.confirmedly(ref, next, policy, now, seen.Absent), nil
+			return l.confirmedly(ref, next, epoch, policy, now, seen.Absent), nil
 		}
 	} else if s.Known() {
 		seen.Change = l.compare(ctx, ref, s.Head, seen.Digest)
 	}
-	next, err := l.advance(ctx, ref, s, func(r Record) (State, []Event, error) {
-		s, events := policy.Next(ref, r, seen, now)
+	next, policy, err := l.advance(ctx, ref, s, func(p *Policy, r Record) (State, []Event, error) {
+		s, events := p.Next(ref, r, seen, now)
 		return s, events, nil
 	})
 	if err != nil {
-		return l.unrecorded(ref, s, rule, err)
+		return l.unrecorded(ref, s, err)
 	}
-	a := l.confirmedly(ref, next, policy, now, seen.Absent)
+	a := l.confirmedly(ref, next, epoch, policy, now, seen.Absent)
 	a.New = next.Served != s.Served
 	return a, nil
 }
 
 // confirmedly remembers what upstream's answer came to. That there is no such
 // tag confirms nothing about the state, and is asked again.
-func (l *Ledger) confirmedly(ref Ref, s State, p *Policy, now time.Time, absent error) Answer {
-	rule := p.Rule(ref)
+func (l *Ledger) confirmedly(ref Ref, s State, epoch uint64, p *Policy, now time.Time, absent error) Answer {
 	if absent != nil {
-		l.unconfirmed(ref, s, rule, absent)
-	} else {
-		l.remember(ref, s, p, now)
+		return l.unconfirmed(ref, s, epoch, absent)
 	}
-	return Answer{State: s, Rule: rule, Asked: true, Stale: absent}
+	l.remember(ref, s, epoch, p, now)
+	return Answer{State: s, Rule: p.Rule(ref), Asked: true}
 }
 
 // unchanged tells states apart by more than when the head was confirmed.
@@ -379,7 +404,7 @@ func unchanged(a, b State) bool {
 }
 
 // unrecorded answers when the ledger could not be written.
-func (l *Ledger) unrecorded(ref Ref, s State, rule *Rule, err error) (Answer, error) {
+func (l *Ledger) unrecorded(ref Ref, s State, err error) (Answer, error) {
 	l.unwritable.Store(&err)
 	l.forget(ref) // it may be recorded nevertheless: the store knows
 	if l.background {
@@ -388,15 +413,14 @@ func (l *Ledger) unrecorded(ref Ref, s State, rule *Rule, err error) (Answer, er
 	if !s.Known() {
 		return Answer{}, fmt.Errorf("resolve %s: %w: %w", ref, ErrLedger, err)
 	}
-	return Answer{State: s, Rule: rule, Asked: true, Stale: fmt.Errorf("%w: %w", ErrLedger, err)}, nil
+	return Answer{State: s, Rule: l.policy.Load().Rule(ref), Asked: true, Stale: fmt.Errorf("%w: %w", ErrLedger, err)}, nil
 }
 
 // refuse records that upstream contradicts itself, and answers with what is known.
-func (l *Ledger) refuse(ctx context.Context, ref Ref, s State, rule *Rule, bad *InconsistentError, now time.Time) Answer {
-	policy := l.policy.Load()
-	if s.Refused != bad.Claimed {
-		next, err := l.advance(ctx, ref, s, func(r Record) (State, []Event, error) {
-			s, events := policy.Refuse(ref, r, bad, now)
+func (l *Ledger) refuse(ctx context.Context, ref Ref, s State, epoch uint64, bad *InconsistentError, now time.Time) Answer {
+	if !s.refused(bad.Claimed, now) {
+		next, _, err := l.advance(ctx, ref, s, func(p *Policy, r Record) (State, []Event, error) {
+			s, events := p.Refuse(ref, r, bad, now)
 			return s, events, nil
 		})
 		if err != nil {
@@ -406,57 +430,80 @@ func (l *Ledger) refuse(ctx context.Context, ref Ref, s State, rule *Rule, bad *
 			s = next
 		}
 	}
-	l.unconfirmed(ref, s, rule, bad)
-	return Answer{State: s, Rule: rule, Asked: true, Stale: bad}
+	return l.unconfirmed(ref, s, epoch, bad)
 }
 
 // recordTimeout bounds one write of the ledger.
 const recordTimeout = 10 * time.Second
 
-// advance records what next makes of a ref.
-func (l *Ledger) advance(ctx context.Context, ref Ref, known State, next func(Record) (State, []Event, error)) (State, error) {
+// advance records what next makes of a ref by the policy that decides now, which
+// it returns.
+func (l *Ledger) advance(ctx context.Context, ref Ref, known State, next func(*Policy, Record) (State, []Event, error)) (State, *Policy, error) {
 	// However long upstream took to answer: this is the ledger's own time.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 	defer cancel()
+	l.deciding.RLock()
+	defer l.deciding.RUnlock()
+	policy := l.policy.Load()
 	var events []Event
 	s, err := l.store.Advance(ctx, ref, func(r Record) (s State, _ []Event, err error) {
 		if known.Head == r.State.Head && known.LastConfirmed.After(r.State.LastConfirmed) {
 			r.State.LastConfirmed = known.LastConfirmed // not written down yet
 		}
-		if s, events, err = next(r); err != nil {
+		if s, events, err = next(policy, r); err != nil {
 			return s, nil, err
 		}
 		Identify(&s, events)
 		return s, events, nil
 	})
 	if err != nil {
-		return State{}, err
+		return State{}, policy, err
 	}
 	l.unwritable.Store(nil)
 	for i, e := range events {
 		l.recorded(s.Index-int64(len(events)-1-i), e)
 	}
-	return s, nil
+	return s, policy, nil
 }
 
 // Decide carries out an operator's decision about ref: recorded, durably, when
-// it returns, and what Resolve answers from then on. Its errors are those of
-// Policy.Decide, and ErrLedger.
+// it returns, and what Resolve answers from then on, whatever is under way. Its
+// errors are those of Policy.Decide, and ErrLedger.
 func (l *Ledger) Decide(ctx context.Context, ref Ref, d Decision) (State, error) {
-	s, err := l.known(ctx, ref)
+	return l.decide(ctx, ref, d, nil)
+}
+
+// Try tells what Decide would refuse, and changes nothing.
+func (l *Ledger) Try(ctx context.Context, ref Ref, d Decision) error {
+	_, err := l.decide(ctx, ref, d, errTried)
+	if errors.Is(err, errTried) {
+		return nil
+	}
+	return err
+}
+
+var errTried = errors.New("only tried")
+
+func (l *Ledger) decide(ctx context.Context, ref Ref, d Decision, then error) (State, error) {
+	s, _, err := l.known(ctx, ref)
 	if err != nil {
 		return State{}, fmt.Errorf("%s %s: %w: %w", d.Action, ref, ErrLedger, err)
 	}
-	policy, now := l.policy.Load(), l.now()
+	now := l.now()
 	var refused error
-	next, err := l.advance(ctx, ref, s, func(r Record) (s State, events []Event, _ error) {
-		s, events, refused = policy.Decide(ref, r, d, now)
+	next, _, err := l.advance(ctx, ref, s, func(p *Policy, r Record) (s State, events []Event, _ error) {
+		if s, events, refused = p.Decide(ref, r, d, now); refused == nil {
+			refused = then
+		}
 		return s, events, refused
 	})
 	if refused != nil {
 		return State{}, refused
 	}
-	l.forget(ref)
+	l.mu.Lock()
+	l.epoch++ // whoever has read the state before must not remember it after this
+	l.recent.Remove(ref)
+	l.mu.Unlock()
 	if err != nil {
 		l.unwritable.Store(&err)
 		return State{}, fmt.Errorf("%s %s: %w: %w", d.Action, ref, ErrLedger, err)
@@ -467,8 +514,11 @@ func (l *Ledger) Decide(ctx context.Context, ref Ref, d Decision) (State, error)
 // Policy is what decides at present.
 func (l *Ledger) Policy() *Policy { return l.policy.Load() }
 
-// SetPolicy has p decide from here on. That it changed is recorded first.
+// SetPolicy has p decide from here on. That it changed is recorded first; what is
+// recorded after that was decided by p.
 func (l *Ledger) SetPolicy(ctx context.Context, p *Policy, reason string) error {
+	l.deciding.Lock()
+	defer l.deciding.Unlock()
 	if old := l.policy.Load(); old.SHA256() != p.SHA256() {
 		op := &Operator{Action: "policy.changed", Reason: reason, Old: old.SHA256(), New: p.SHA256()}
 		if err := l.append(ctx, Event{Type: Action, Operator: op}); err != nil {
@@ -477,13 +527,28 @@ func (l *Ledger) SetPolicy(ctx context.Context, p *Policy, reason string) error 
 	}
 	l.policy.Store(p)
 	l.mu.Lock()
+	l.epoch++
 	l.recent.Purge()
 	l.mu.Unlock()
 	return nil
 }
 
 // Tag is a ref as it is decided about at present.
-func (l *Ledger) Tag(ref Ref, s State) Tag { return Tag{ref, s, l.Policy().Rule(ref)} }
+func (l *Ledger) Tag(ref Ref, s State) Tag {
+	s.LastConfirmed = l.LastConfirmed(ref, s.LastConfirmed)
+	return Tag{ref, s, l.Policy().Rule(ref)}
+}
+
+// LastConfirmed is when the head of ref was last confirmed, which may be later
+// than what is written down.
+func (l *Ledger) LastConfirmed(ref Ref, written time.Time) time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if at := l.confirmed[ref]; at.After(written) {
+		return at
+	}
+	return written
+}
 
 // append records an event that is about no single ref.
 func (l *Ledger) append(ctx context.Context, e Event) error {
@@ -501,29 +566,36 @@ func (l *Ledger) append(ctx context.Context, e Event) error {
 	return nil
 }
 
-func (l *Ledger) remember(ref Ref, s State, p *Policy, checked time.Time) {
+// remember keeps a state that was read in an epoch, unless that is over.
+func (l *Ledger) remember(ref Ref, s State, epoch uint64, p *Policy, checked time.Time) {
 	r := recent{state: s, rule: p.Rule(ref), checked: checked, due: s.due(p, ref)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.policy.Load() != p {
-		l.recent.Remove(ref) // decided by a policy that is none any more
+	if l.epoch != epoch {
+		l.recent.Remove(ref)
 		return
 	}
 	l.recent.Add(ref, r)
 	l.confirmed[ref] = s.LastConfirmed
 }
 
-// unconfirmed keeps why upstream did not answer, for those who do not wait for
-// it, and says so once for each ref that nobody waits for.
-func (l *Ledger) unconfirmed(ref Ref, s State, rule *Rule, why error) {
+// unconfirmed answers with s, and keeps why upstream did not answer for those who
+// do not wait for it. It says so once for each ref that nobody waits for.
+func (l *Ledger) unconfirmed(ref Ref, s State, epoch uint64, why error) Answer {
+	rule := l.policy.Load().Rule(ref)
 	l.mu.Lock()
 	r, _ := l.recent.Get(ref)
 	first := r.stale == nil
-	l.recent.Add(ref, recent{state: s, rule: rule, checked: time.Time{}, stale: why})
+	if l.epoch == epoch {
+		l.recent.Add(ref, recent{state: s, rule: rule, checked: time.Time{}, stale: why})
+	} else {
+		l.recent.Remove(ref)
+	}
 	l.mu.Unlock()
 	if l.background && first {
 		l.log.Warn().Err(why).Str("upstream", ref.Upstream).Str("repo", ref.Repository).Str("tag", ref.Tag).Msg("tag is served unconfirmed")
 	}
+	return Answer{State: s, Rule: rule, Asked: true, Stale: why}
 }
 
 // blind is why upstream gave no answer the last time, "" if it did. That there

@@ -140,7 +140,7 @@ func (t *turn) absent() {
 	if !t.s.doubted(t.p, t.now, 0) || !t.seen.Gone {
 		return
 	}
-	t.s.Deleted, t.s.Missing = t.now, nil
+	t.s.Deleted, t.s.Missing, t.s.Tombstone = t.now, nil, t.rule.Mode == HoldMode || t.rule.Mode == Immutable
 	confirmed := t.s.LastConfirmed
 	e := Event{Type: Deleted, Old: t.s.head(), Interval: &Interval{NotBefore: &confirmed, NotAfter: m.Since}, Evidence: t.seen.Evidence}
 	e.Policy.Effect = servingOld
@@ -193,7 +193,7 @@ func (t *turn) change() *Comparison {
 
 // confirm records that the head is what it was.
 func (t *turn) confirm() {
-	t.s.LastConfirmed, t.s.Missing, t.s.Refused = t.now, nil, ""
+	t.s.LastConfirmed, t.s.Missing = t.now, nil
 	if profile := t.seen.Evidence.Profile(); profile != "" {
 		t.s.Profile = profile
 	}
@@ -214,7 +214,9 @@ func (t *turn) arrive(kind Type) {
 	switch kind {
 	case FirstSeen:
 	case Restored:
-		t.describe(&e, was)
+		if t.seen.Digest != before {
+			t.describe(&e, was)
+		}
 		deleted := t.s.Deleted
 		e.Old, e.Interval.NotBefore = t.s.head(), &deleted
 	default:
@@ -225,9 +227,11 @@ func (t *turn) arrive(kind Type) {
 			e.RevertsEvent, by = &past.Left, "reverted"
 		}
 	}
+	takenBack := t.takenBack(kind)
 	t.leave()
 	t.s.Head, t.s.HeadMediaType, t.s.HeadSize = t.seen.Digest, t.seen.MediaType, t.seen.Size
-	t.s.HeadSince, t.s.LastConfirmed, t.s.Deleted, t.s.Missing, t.s.Refused = t.now, t.now, time.Time{}, nil, ""
+	t.s.HeadSince, t.s.LastConfirmed, t.s.Deleted, t.s.Missing, t.s.Refused = t.now, t.now, time.Time{}, nil, nil
+	t.s.Tombstone = false
 	t.s.Profile = t.seen.Evidence.Profile()
 	t.s.Move = nil // a first sighting is a baseline: nobody is told
 	if kind != FirstSeen {
@@ -235,10 +239,13 @@ func (t *turn) arrive(kind Type) {
 	}
 	changed := before != "" && before != t.s.Head
 	var withdrawn *Event
-	if changed && e.Amends == nil {
+	switch {
+	case takenBack:
+		withdrawn = t.withdrawal(*t.s.served(), by)
+	case changed && e.Amends == nil:
 		withdrawn = t.withdraw(before, by)
 	}
-	t.enter(past)
+	t.enter(past, takenBack)
 	t.event(e)
 	if withdrawn != nil {
 		t.event(*withdrawn)
@@ -246,6 +253,20 @@ func (t *turn) arrive(kind Type) {
 	if changed {
 		t.flap(before)
 	}
+}
+
+// takenBack tells that upstream goes back from what a cooldown serves, which it
+// had for less than its tenure. To serve it on would be to serve what was
+// withdrawn: what it goes back to is as old as it is, and need not wait again.
+func (t *turn) takenBack(kind Type) bool {
+	if kind != Reverted || t.rule.Mode != Cooldown || t.s.Hold != nil || t.s.Head != t.s.Served {
+		return false
+	}
+	first := t.s.HeadSince
+	if p, was := t.past(t.s.Head); was && !p.FirstSeen.IsZero() && p.FirstSeen.Before(first) {
+		first = p.FirstSeen
+	}
+	return t.now.Sub(first) < t.rule.Tenure
 }
 
 // describe says of a move what it looks like.
@@ -285,19 +306,22 @@ func (t *turn) leave() {
 }
 
 // withdraw marks a digest that upstream left before its tenure, so that no rule
-// will serve it (A9.2), and returns the event that tells so, or nil.
+// will serve it (A9.2), and returns the event that tells so, or nil. It must be
+// certain: how long a digest was the head is known to lie between the last answer
+// that said so and the first that said otherwise.
 func (t *turn) withdraw(d digest.Digest, by string) *Event {
 	c, ok := t.s.candidate(d)
-	if !ok || c.Withdrawn != "" || c.Tenure >= t.rule.Tenure {
+	if !ok || c.Withdrawn != "" || c.Served || t.now.Sub(c.Since) >= t.rule.Tenure {
 		return nil
 	}
 	c.Withdrawn = by
 	t.s.setCandidate(c)
 	since := c.Since
-	return &Event{
-		Type: Withdrawn, Reason: by, Policy: Effect{Effect: servingOld},
-		New: &Content{Digest: c.Digest, MediaType: c.MediaType, Size: c.Size, FirstSeen: &since},
-	}
+	return t.withdrawal(Content{Digest: c.Digest, MediaType: c.MediaType, Size: c.Size, FirstSeen: &since}, by)
+}
+
+func (t *turn) withdrawal(c Content, by string) *Event {
+	return &Event{Type: Withdrawn, Reason: by, Policy: Effect{Effect: servingOld}, New: &c}
 }
 
 // candidatesMost bounds what is remembered of heads that were not served. The
@@ -305,8 +329,9 @@ func (t *turn) withdraw(d digest.Digest, by string) *Event {
 const candidatesMost = 32
 
 // enter makes the new head a candidate, unless it is what is served: then
-// upstream is where we are, and what was between is of no interest any more.
-func (t *turn) enter(past Past) {
+// upstream is where we are, and what was between is of no interest any more. Its
+// age is that of this time around, unless it was there all along.
+func (t *turn) enter(past Past, allAlong bool) {
 	if t.s.Head == t.s.Served {
 		t.s.Candidates = nil
 		return
@@ -317,6 +342,9 @@ func (t *turn) enter(past Past) {
 	}
 	if known, ok := t.s.candidate(t.s.Head); ok {
 		c.Withdrawn, c.Rejected = known.Withdrawn, known.Rejected
+	}
+	if allAlong && !past.FirstSeen.IsZero() {
+		c.Since = past.FirstSeen
 	}
 	list := slices.DeleteFunc(slices.Clone(t.s.Candidates), func(o Candidate) bool { return o.Digest == c.Digest })
 	list = append(list, c)
@@ -413,7 +441,7 @@ func (t *turn) choose() (c Candidate, reason string, ok bool) {
 	head := s.Candidates[len(s.Candidates)-1]
 	switch {
 	case s.Served == "" && r.Mode != Deny && r.OnNew != NewRefuse:
-		return head, "rule", !head.Rejected // there is nothing older to serve
+		return head, "rule", !head.Rejected && head.Withdrawn == "" // there is nothing older to serve
 	case !r.Mode.holdsBack() && r.Mode != Deny:
 		return head, "rule", !head.Rejected
 	case r.Mode != Cooldown || t.behind || s.flapping():
@@ -434,6 +462,9 @@ func (t *turn) choose() (c Candidate, reason string, ok bool) {
 // enough by our own clock, was the head for long enough or still is, and was
 // neither taken back nor rejected.
 func (c Candidate) eligible(r *Rule) (at time.Time, may bool) {
+	if c.Served {
+		return c.Since, c.Withdrawn == "" && !c.Rejected
+	}
 	return c.Since.Add(r.Age), c.Withdrawn == "" && !c.Rejected && (!c.Left || c.Tenure >= r.Tenure)
 }
 
@@ -599,13 +630,22 @@ func (t *turn) calm() {
 // whose bytes are others.
 func (p *Policy) Refuse(ref Ref, r Record, bad *InconsistentError, now time.Time) (State, []Event) {
 	t := p.turn(ref, r, now)
-	if !t.s.Known() || t.s.Refused == bad.Claimed {
+	if !t.s.Known() || t.s.refused(bad.Claimed, t.now) {
 		return t.s, nil
 	}
-	t.s.Refused = bad.Claimed
+	t.s.Refused = &Change{t.now, bad.Claimed}
 	t.event(Event{Type: Inconsistent, Old: t.s.head(), New: &Content{Digest: bad.Claimed}, Reason: bad.Err.Error(), Policy: Effect{Effect: servingOld}})
 	return t.end()
 }
+
+// refused tells whether that upstream does not have d was told within a day.
+func (s State) refused(d digest.Digest, now time.Time) bool {
+	return s.Refused != nil && s.Refused.Digest == d && now.Sub(s.Refused.At) < 24*time.Hour
+}
+
+// Refuses tells whether it is on the record that upstream claimed d without
+// having it.
+func (s State) Refuses(d digest.Digest) bool { return s.Refused != nil && s.Refused.Digest == d }
 
 // An InconsistentError is an upstream that contradicts itself.
 type InconsistentError struct {

@@ -43,6 +43,9 @@ func (s *story) take(st audit.State, events []audit.Event) []audit.Event {
 		case e.Type.Moves() && e.Old != nil:
 			p := s.past[e.Old.Digest]
 			p.Left = e.ID
+			if p.FirstSeen.IsZero() {
+				p.FirstSeen = *e.Old.FirstSeen
+			}
 			s.past[e.Old.Digest] = p
 		case e.Type == audit.Withdrawn:
 			p := s.past[e.New.Digest]

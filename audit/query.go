@@ -53,7 +53,7 @@ type Kept struct {
 type TagQuery struct {
 	Match      Glob
 	Held       *bool     // only those of which something is held back, or only others
-	Kept       bool      // only those served although upstream may have forgotten it: held or deleted
+	Kept       bool      // only those whose served bytes are promised: State.Kept
 	MovedSince time.Time // the head is what it is since this time or later
 	After      Ref       // refs that follow this one
 	Limit      int       // 0 is no limit

@@ -117,11 +117,17 @@ func (r *replayed) see(seen Observation, at time.Time) {
 	}}
 	s, events := r.policy.Next(r.ref, record, seen, at)
 	for _, e := range events {
-		if e.Type.Moves() && e.Old != nil {
-			r.past[e.Old.Digest] = Past{Withdrawn: r.past[e.Old.Digest].Withdrawn}
-		}
-		if e.Type == Withdrawn {
-			r.past[e.New.Digest] = Past{Withdrawn: e.Reason}
+		switch {
+		case e.Type.Moves() && e.Old != nil:
+			p := r.past[e.Old.Digest]
+			if p.FirstSeen.IsZero() {
+				p.FirstSeen = *e.Old.FirstSeen
+			}
+			r.past[e.Old.Digest] = p
+		case e.Type == Withdrawn:
+			p := r.past[e.New.Digest]
+			p.Withdrawn = e.Reason
+			r.past[e.New.Digest] = p
 		}
 	}
 	r.state = s

@@ -24,6 +24,9 @@ type State struct {
 	ServedMediaType string `json:"served_media_type,omitempty"`
 	ServedSize      int64  `json:"served_size,omitempty"`
 
+	// Tombstone tells that upstream deleted the ref, and its rule serves it for ever.
+	Tombstone bool `json:"tombstone,omitempty"`
+
 	// Candidates are the heads since the served one, oldest first, each once. The
 	// last one is the head, unless the head is served.
 	Candidates []Candidate `json:"candidates,omitempty"`
@@ -36,8 +39,8 @@ type State struct {
 
 	Profile string `json:"profile,omitempty"` // how upstream was asked when it said Head
 
-	// Refused is the digest that upstream claimed and did not have: told once.
-	Refused digest.Digest `json:"refused,omitempty"`
+	// Refused is what upstream claimed and did not have: told once a day.
+	Refused *Change `json:"refused,omitempty"`
 
 	// ClockGap is told once: the clock is behind what is recorded.
 	ClockGap bool `json:"clock_gap,omitempty"`
@@ -49,10 +52,11 @@ type Candidate struct {
 	MediaType string        `json:"media_type,omitempty"`
 	Size      int64         `json:"size,omitempty"`
 	Since     time.Time     `json:"since"`               // first seen, this time around, by our clock
-	Tenure    time.Duration `json:"tenure,omitempty"`    // confirmed as head, once it is left
+	Tenure    time.Duration `json:"tenure,omitempty"`    // confirmed as head, once it is left; it may have been longer
 	Left      bool          `json:"left,omitempty"`      // it is no longer the head
 	Withdrawn string        `json:"withdrawn,omitempty"` // how upstream took it back: never served by a rule
 	Rejected  bool          `json:"rejected,omitempty"`  // by an operator
+	Served    bool          `json:"served,omitempty"`    // it was, until an operator went back to an earlier one
 }
 
 // Behind tells how long what is served is not the head.
@@ -109,6 +113,10 @@ func (s State) Pending() digest.Digest {
 
 // Held tells whether something is kept from being served, by a rule or by hand.
 func (s State) Held() bool { return s.Known() && (s.Head != s.Served || s.Hold != nil) }
+
+// Kept tells whether the bytes of what is served are to be kept whatever happens:
+// upstream may have forgotten them, and they are promised.
+func (s State) Kept() bool { return s.Held() || s.Tombstone }
 
 // Settled tells whether the last move was confirmed as alerts want it.
 func (s State) Settled() bool { return s.Move == nil || s.Move.Settled }
@@ -169,6 +177,7 @@ type Observation struct {
 
 // A Past is what is known of a digest that was a head of the ref before.
 type Past struct {
+	FirstSeen time.Time // ever
 	MediaType string
 	Size      int64
 	Left      uuid.UUID // the event that moved the ref away from it

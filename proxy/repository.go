@@ -53,7 +53,7 @@ func (r repository) ask(tag string) audit.Ask {
 			return r.observation(claim.Digest, q.Known.HeadMediaType, q.Known.HeadSize, claim.Edge, false, http.MethodHead), nil
 		}
 		tries := claimTries
-		if claim.Digest == q.Known.Refused {
+		if q.Known.Refuses(claim.Digest) {
 			tries = 1 // it is on the record that it could not be had
 		}
 		m, err := r.claimed(ctx, claim.Digest, tries)

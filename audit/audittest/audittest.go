@@ -567,19 +567,27 @@ func kept(t *testing.T, open func() Store) {
 	if _, err := s.Append(t.Context(), listing); err != nil {
 		t.Fatal(err)
 	}
+	forever, errs := audit.Compile(audit.PolicyText{Rules: []audit.RuleText{{Match: "**", Mode: audit.Immutable}}})
+	if len(errs) > 0 {
+		t.Fatal(errs)
+	}
+	observe(t, s, Ref("tomb"), forever, say("i"), start) // deleted, and promised for ever
+	for i := range 4 {
+		observe(t, s, Ref("tomb"), forever, audit.Observation{Absent: fs.ErrNotExist, Gone: i == 3}, start.Add(time.Duration(i+1)*time.Hour))
+	}
 	if tags, err := s.Tags(t.Context(), audit.TagQuery{Kept: true}); err != nil || len(tags) != 2 {
-		t.Errorf("%d tags are kept, %v; want the held and the deleted one", len(tags), err)
+		t.Errorf("%d tags are kept, %v; want the held one and the one that is promised", len(tags), err)
 	}
 	got := list(3, start)
-	want := map[digest.Digest]bool{Digest("a"): true, Digest("b"): false, Digest("g"): true, Digest("listing"): false, Digest("0"): false, Digest("6"): false, Digest("5"): false}
+	want := map[digest.Digest]bool{Digest("a"): true, Digest("b"): false, Digest("g"): false, Digest("i"): true, Digest("listing"): false, Digest("0"): false, Digest("6"): false, Digest("5"): false}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("the newest three: %v, want %v", got, want)
 	}
-	if got := list(5, start.Add(100*24*time.Hour)); len(got) != 4 || !got[Digest("a")] {
+	if got := list(5, start.Add(100*24*time.Hour)); len(got) != 4 || !got[Digest("a")] || !got[Digest("i")] {
 		t.Errorf("of the last days: %v, want what is meant now, and what is held", got)
 	}
-	if got := list(0, start); len(got) != 2 || !got[Digest("a")] || !got[Digest("g")] {
-		t.Errorf("no history: %v, want only what is held or deleted", got)
+	if got := list(0, start); len(got) != 2 || !got[Digest("a")] || !got[Digest("i")] {
+		t.Errorf("no history: %v, want only what is promised", got)
 	}
 }
 

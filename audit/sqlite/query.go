@@ -52,7 +52,7 @@ func (s *Store) EachTag(ctx context.Context, q audit.TagQuery) iter.Seq2[audit.T
 		few := "tag_state t CROSS JOIN ref r" // in this order: few are held, and they have an index
 		switch {
 		case q.Kept:
-			where, from = append(where, "(t.held OR t.deleted_at IS NOT NULL)"), few
+			where, from = append(where, "t.kept"), few
 		case q.Held == nil:
 		case *q.Held:
 			where, from = append(where, "t.held"), few
@@ -146,7 +146,9 @@ func timeOf(ms sql.NullInt64) *time.Time {
 func (s *Store) Keep(ctx context.Context, digests int, since time.Time) iter.Seq2[audit.Kept, error] {
 	return func(yield func(audit.Kept, error) bool) {
 		rows, err := s.read.QueryContext(ctx, `
-			SELECT served_digest, 1 FROM tag_state WHERE (held OR deleted_at IS NOT NULL) AND served_digest <> ''
+			SELECT served_digest, 1 FROM tag_state WHERE kept AND served_digest <> ''
+			UNION ALL
+			SELECT served_digest, 0 FROM tag_state WHERE deleted_at >= ?1 AND ?2 > 0
 			UNION ALL
 			SELECT digest, 0 FROM (
 				SELECT digest, row_number() OVER (PARTITION BY ref_id ORDER BY max(leaf_idx) DESC) AS nth

@@ -1,12 +1,14 @@
 -- What is needed to decide, explain and keep. docs/formats.md has the JSON of more.
 
--- The rest of audit.State, as JSON; whether something is held back; and since
--- when upstream has the tag no longer. An empty served_digest serves nothing.
+-- The rest of audit.State, as JSON; whether something is held back; whether the
+-- bytes of what is served must be kept; and since when upstream has the tag no
+-- longer. An empty served_digest serves nothing.
 ALTER TABLE tag_state ADD COLUMN more TEXT NOT NULL DEFAULT '{}';
 ALTER TABLE tag_state ADD COLUMN held INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tag_state ADD COLUMN kept INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tag_state ADD COLUMN deleted_at INTEGER;
 CREATE INDEX tag_state_held ON tag_state (ref_id) WHERE held;
-CREATE INDEX tag_state_kept ON tag_state (ref_id) WHERE held OR deleted_at IS NOT NULL;
+CREATE INDEX tag_state_kept ON tag_state (ref_id) WHERE kept;
 CREATE INDEX tag_state_since ON tag_state (head_since);
 
 ALTER TABLE tag_interval ADD COLUMN size INTEGER NOT NULL DEFAULT 0;

@@ -256,13 +256,13 @@ func putState(ctx context.Context, tx *sql.Tx, id int64, st audit.State) error {
 	}
 	deleted := sql.NullInt64{Int64: millis(st.Deleted), Valid: !st.Deleted.IsZero()}
 	_, err = tx.ExecContext(ctx, `
-		INSERT INTO tag_state (ref_id, head_digest, head_media_type, head_size, head_since, last_confirmed, served_digest, leaf_idx, deleted_at, held, more)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+		INSERT INTO tag_state (ref_id, head_digest, head_media_type, head_size, head_since, last_confirmed, served_digest, leaf_idx, deleted_at, held, kept, more)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (ref_id) DO UPDATE SET head_digest = excluded.head_digest, head_media_type = excluded.head_media_type,
 			head_size = excluded.head_size, head_since = excluded.head_since, last_confirmed = excluded.last_confirmed,
 			served_digest = excluded.served_digest, leaf_idx = excluded.leaf_idx, deleted_at = excluded.deleted_at,
-			held = excluded.held, more = excluded.more`,
-		id, st.Head, st.HeadMediaType, st.HeadSize, millis(st.HeadSince), millis(st.LastConfirmed), st.Served, st.Index, deleted, st.Held(), string(more))
+			held = excluded.held, kept = excluded.kept, more = excluded.more`,
+		id, st.Head, st.HeadMediaType, st.HeadSize, millis(st.HeadSince), millis(st.LastConfirmed), st.Served, st.Index, deleted, st.Held(), st.Kept(), string(more))
 	return err
 }
 
@@ -279,14 +279,17 @@ func lastAt(ctx context.Context, q querier) (time.Time, error) {
 // past tells of a digest that was the ref's head before and is none any more.
 func past(ctx context.Context, q querier, id int64, d digest.Digest) (p audit.Past, was bool, err error) {
 	var left string
-	err = q.QueryRowContext(ctx, `SELECT i.end_event, i.media_type, i.size, coalesce(v.withdrawn, ''), coalesce(v.rejected, 0)
+	var first int64
+	err = q.QueryRowContext(ctx, `SELECT i.end_event, (SELECT min(first_seen) FROM tag_interval WHERE ref_id = i.ref_id AND digest = i.digest),
+			i.media_type, i.size, coalesce(v.withdrawn, ''), coalesce(v.rejected, 0)
 		FROM tag_interval i LEFT JOIN tag_verdict v ON v.ref_id = i.ref_id AND v.digest = i.digest
 		WHERE i.ref_id = ? AND i.digest = ? AND i.end_event IS NOT NULL ORDER BY i.leaf_idx DESC LIMIT 1`, id, d).
-		Scan(&left, &p.MediaType, &p.Size, &p.Withdrawn, &p.Rejected)
+		Scan(&left, &first, &p.MediaType, &p.Size, &p.Withdrawn, &p.Rejected)
 	if errors.Is(err, sql.ErrNoRows) {
 		return audit.Past{}, false, nil
 	}
 	if err == nil {
+		p.FirstSeen = fromMillis(first)
 		p.Left, err = uuid.Parse(left)
 	}
 	return p, err == nil, err
