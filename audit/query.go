@@ -42,6 +42,13 @@ type Stint struct {
 	Diff          digest.Digest // from the one before, "" without one
 }
 
+// A HistoryQuery selects stints of a ref, newest first. The zero value selects all.
+type HistoryQuery struct {
+	Before     *int64    // those that began with an event before this index
+	SeenBefore time.Time // those first seen before this time; zero is no bound
+	Limit      int       // 0 is no limit
+}
+
 // A Kept digest is one whose bytes are to be kept: firmly, because it is served
 // although upstream may have forgotten it, or as history, while there is room.
 type Kept struct {

@@ -291,6 +291,21 @@ func (p *Policy) SHA256() string {
 	return p.sha256
 }
 
+// Refuses are the names of the rules under which tags can be answered with an
+// error: clients that know another registry go there.
+func (p *Policy) Refuses() []string {
+	if p == nil {
+		return nil
+	}
+	var names []string
+	for _, r := range p.rules {
+		if r.Mode == Deny || r.OnNew == NewRefuse || r.OnDeleted == DeletedRefuse {
+			names = append(names, r.Name)
+		}
+	}
+	return names
+}
+
 // Rule returns the first rule that matches ref.
 func (p *Policy) Rule(ref Ref) *Rule {
 	if p != nil {

@@ -143,6 +143,9 @@ func (f *fill) run(ctx context.Context) {
 		c.prefetchNext()
 	}
 	c.mu.Unlock()
+	if committed {
+		c.Repin() // it may belong to what is pinned, or not
+	}
 	if err != nil {
 		f.failed(ctx, n, sum, err)
 	}

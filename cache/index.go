@@ -25,6 +25,8 @@ type index struct {
 	ready    bool                    // everything stored is known; what is not here is absent
 	pinned   bool                    // what is pinned is marked
 	gen      uint64                  // of the marks
+	fresh    grip                    // of what arrives, until the pins are looked at anew
+	grips    [firm + 1]int           // how many entries of each
 }
 
 type indexed struct {
@@ -46,18 +48,28 @@ func (x *index) get(dgst digest.Digest) (*indexed, bool) { return x.lru.Peek(dgs
 
 // add makes dgst the most recently used.
 func (x *index) add(dgst digest.Digest, size int64, used time.Time) {
-	e := &indexed{size: size, used: used}
+	e := &indexed{size: size, used: used, grip: x.fresh, gen: x.gen}
 	if old, ok := x.lru.Peek(dgst); ok {
 		x.bytes -= old.size
+		x.grips[old.grip]--
 		e.grip, e.gen = old.grip, old.gen
 	}
 	x.lru.Add(dgst, e)
+	x.grips[e.grip]++
 	x.bytes += size
+}
+
+// hold changes how firmly an entry is kept.
+func (x *index) hold(e *indexed, g grip, gen uint64) {
+	x.grips[e.grip]--
+	x.grips[g]++
+	e.grip, e.gen = g, gen
 }
 
 func (x *index) remove(dgst digest.Digest) {
 	if e, ok := x.lru.Peek(dgst); ok {
 		x.bytes -= e.size
+		x.grips[e.grip]--
 		x.lru.Remove(dgst)
 	}
 }
@@ -97,7 +109,7 @@ func (c *Cache) rebuild(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	meanwhile := c.index.lru // used or committed while we walked: more recent than all found
-	c.index.lru, c.index.bytes = newIndex().lru, 0
+	c.index.lru, c.index.bytes, c.index.grips = newIndex().lru, 0, [firm + 1]int{}
 	for _, e := range found {
 		switch {
 		case !e.Partial:
@@ -180,7 +192,7 @@ func (c *Cache) evict(need int64) bool {
 		return fits() || free-need >= c.minFree
 	}
 	for most := loose; most < firm; most++ {
-		for left := x.lru.Len(); left > 0 && !fits(); left-- {
+		for x.lost(most) > 0 && !fits() {
 			dgst, e, _ := x.lru.GetOldest()
 			if e.grip > most {
 				x.lru.Get(dgst) // out of the way, in the order it was
@@ -194,6 +206,14 @@ func (c *Cache) evict(need int64) bool {
 		}
 	}
 	return fits()
+}
+
+// lost is how many entries may go that are held no firmer than most.
+func (x *index) lost(most grip) (n int) {
+	for g := loose; g <= most; g++ {
+		n += x.grips[g]
+	}
+	return n
 }
 
 func (c *Cache) remove(e Entry) {

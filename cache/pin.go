@@ -35,9 +35,9 @@ const repinEvery = 5 * time.Minute
 // of the next look at Options.Pins, which must tell of it too.
 func (c *Cache) Keep(dgst digest.Digest, firmly bool) {
 	c.mu.Lock()
-	gen := c.index.gen
+	gen := c.index.gen + 1 // a look that is under way has not heard of it
 	c.mu.Unlock()
-	c.mark(Pin{dgst, firmly}, gen)
+	c.mark(Pin{dgst, firmly}, gen, make(map[digest.Digest]bool))
 	c.Repin()
 }
 
@@ -71,11 +71,15 @@ func (c *Cache) runPins(ctx context.Context) {
 }
 
 // pinAll marks everything that is pinned. Until that has succeeded once,
-// nothing is evicted.
+// nothing is evicted. What arrives between two looks is kept softly until the
+// next one: it may belong to what is pinned, and is being pulled just now.
 func (c *Cache) pinAll(ctx context.Context) {
 	c.mu.Lock()
 	c.index.gen++
 	gen := c.index.gen
+	if c.pins != nil {
+		c.index.fresh = soft
+	}
 	c.mu.Unlock()
 	if c.pins != nil {
 		for p, err := range c.pins(ctx) {
@@ -86,56 +90,56 @@ func (c *Cache) pinAll(ctx context.Context) {
 				c.Repin()
 				return
 			}
-			c.mark(p, gen)
+			c.mark(p, gen, make(map[digest.Digest]bool))
 		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, dgst := range c.index.lru.Keys() {
-		if e, _ := c.index.get(dgst); e.gen != gen {
-			e.grip = loose
+		if e, _ := c.index.get(dgst); e.gen < gen {
+			c.index.hold(e, loose, e.gen)
 		}
 	}
 	c.index.pinned = true
 }
 
-// mark pins what p tells of and everything below it, in a generation.
-func (c *Cache) mark(p Pin, gen uint64) {
+// mark pins what p tells of and everything below it, in a generation. seen are
+// the manifests that were looked into already: an index can name one many times.
+func (c *Cache) mark(p Pin, gen uint64, seen map[digest.Digest]bool) {
 	g := soft
 	if p.Firm {
 		g = firm
 	}
-	c.mu.Lock()
-	e, here := c.index.get(p.Digest)
-	known := here && e.gen == gen && e.grip >= g
-	if here {
-		if e.gen != gen {
-			e.grip = loose
-		}
-		e.gen, e.grip = gen, max(e.grip, g)
-	}
-	c.mu.Unlock()
-	if !here || known && !p.Firm {
+	if seen[p.Digest] || !c.markOne(p.Digest, g, gen) {
 		return
 	}
+	seen[p.Digest] = true
 	d, err := c.describeStored(p.Digest)
 	if err != nil {
 		return // it is no manifest: there is nothing below it
 	}
 	for _, r := range d.Refers {
 		if d.Index {
-			c.mark(Pin{r.Digest, p.Firm}, gen)
-			continue
+			c.mark(Pin{r.Digest, p.Firm}, gen, seen)
+		} else {
+			c.markOne(r.Digest, g, gen)
 		}
-		c.mu.Lock()
-		if e, here := c.index.get(r.Digest); here {
-			if e.gen != gen {
-				e.grip = loose
-			}
-			e.gen, e.grip = gen, max(e.grip, g)
-		}
-		c.mu.Unlock()
 	}
+}
+
+// markOne marks one entry, and tells whether there is one.
+func (c *Cache) markOne(dgst digest.Digest, g grip, gen uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, here := c.index.get(dgst)
+	switch {
+	case !here:
+	case e.gen < gen:
+		c.index.hold(e, g, gen)
+	default:
+		c.index.hold(e, max(e.grip, g), e.gen)
+	}
+	return here
 }
 
 // describeStored reads what a stored manifest says, past those held in memory,
@@ -159,6 +163,9 @@ func (c *Cache) describeStored(dgst digest.Digest) (Description, error) {
 	return c.describe(body)
 }
 
+// ErrNoRoom reports content that cannot be kept.
+var ErrNoRoom = errUncached
+
 // Ensure has dgst here, from src if it is not, and returns when it is stored.
 func (c *Cache) Ensure(ctx context.Context, dgst digest.Digest, src Source) error {
 	b, err := c.Get(ctx, dgst, src)
@@ -166,8 +173,11 @@ func (c *Cache) Ensure(ctx context.Context, dgst digest.Digest, src Source) erro
 		return err
 	}
 	defer b.Close()
-	if b.Outcome == Hit {
+	switch b.Outcome {
+	case Hit:
 		return nil
+	case Pass:
+		return fmt.Errorf("keep %s of %d bytes: %w", dgst, b.Size, ErrNoRoom)
 	}
 	s, err := b.Section(ctx, 0, -1)
 	if err != nil {
@@ -177,7 +187,7 @@ func (c *Cache) Ensure(ctx context.Context, dgst digest.Digest, src Source) erro
 		return err
 	}
 	if b.Outcome == Pass {
-		return fmt.Errorf("keep %s: %w", dgst, errUncached)
+		return fmt.Errorf("keep %s: %w", dgst, ErrNoRoom)
 	}
 	select {
 	case <-b.fill.done:

@@ -25,7 +25,7 @@ import (
 //	upstream push REPO:TAG NAME   make a tag mean the image of the layer NAME
 //	upstream delete REPO:TAG NAME forget a tag, and the image NAME
 //	upstream close                the upstream is gone from here on
-//	serve [args]                  start tidemark, with audit.yaml added to its configuration
+//	serve [args]                  start tidemark, with audit.yaml added to its configuration, $WORK in it the story's folder
 //	reload                        have it read audit.yaml again (SIGHUP)
 //	stop                          SIGTERM, and wait for the end
 //	pull REF NAME                 pull a tag, which must mean the image NAME
@@ -98,7 +98,7 @@ func storyConfig(ts *testscript.TestScript) string {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		ts.Fatalf("%v", err)
 	}
-	return conf + string(more)
+	return conf + strings.ReplaceAll(string(more), "$WORK", ts.MkAbs("."))
 }
 
 // reloadCommand sends SIGHUP and waits for the server to say what came of it.

@@ -2,7 +2,13 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"runtime"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -35,14 +41,62 @@ func (c *Contents) repository(ref audit.Ref) (repository, error) {
 	return repository{route.Target{Upstream: ref.Upstream, Repository: ref.Repository}, up, c.cache}, nil
 }
 
-// Have makes sure that the manifest of dgst, which belongs to ref, is here.
-func (c *Contents) Have(ctx context.Context, ref audit.Ref, dgst digest.Digest) error {
+// Complete has all bytes of dgst, which belongs to ref, here and pinned: of an
+// index those of the images that clients have pulled; if there are none, of the
+// one for this machine; if that is not there either, of all.
+func (c *Contents) Complete(ctx context.Context, ref audit.Ref, dgst digest.Digest) error {
 	repo, err := c.repository(ref)
 	if err != nil {
 		return err
 	}
-	_, _, err = c.cache.Manifest(ctx, dgst, repo.manifest(dgst))
-	return err
+	c.cache.Keep(dgst, true) // what is here; what arrives is kept while it is new
+	root, _, err := c.cache.Manifest(ctx, dgst, repo.manifest(dgst))
+	if err != nil {
+		return err
+	}
+	images := []*cache.Manifest{root}
+	if root.Index {
+		if images, err = c.consumed(ctx, repo, root); err != nil {
+			return err
+		}
+	}
+	for _, m := range images {
+		for _, r := range m.Refers {
+			if err := c.cache.Ensure(ctx, r.Digest, repo.blob(r.Digest)); err != nil {
+				return fmt.Errorf("%s of %s: %w", r.Digest, m.Digest, err)
+			}
+		}
+	}
+	c.cache.Keep(dgst, true)
+	return nil
+}
+
+// consumed are the images of an index that are to be complete.
+func (c *Contents) consumed(ctx context.Context, repo repository, index *cache.Manifest) ([]*cache.Manifest, error) {
+	d, err := oci.Describe(index.Body)
+	if err != nil {
+		return nil, err
+	}
+	pulled := func(r oci.Descriptor) bool { _, here := c.cache.Stat(r.Digest); return here }
+	native := func(r oci.Descriptor) bool {
+		return strings.HasPrefix(r.Platform+"/", "linux/"+runtime.GOARCH+"/")
+	}
+	wanted := d.Refers
+	for _, which := range []func(oci.Descriptor) bool{pulled, native} {
+		if slices.ContainsFunc(d.Refers, which) {
+			wanted = slices.DeleteFunc(slices.Clone(d.Refers), func(r oci.Descriptor) bool { return !which(r) })
+			break
+		}
+	}
+	var out []*cache.Manifest
+	for _, r := range wanted {
+		m, _, err := c.cache.Manifest(ctx, r.Digest, repo.manifest(r.Digest))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, m)
+	}
+	return out, nil
 }
 
 // Keep stores bytes of our own making as content, and returns their digest.
@@ -78,7 +132,8 @@ func (c *Contents) Compare(ctx context.Context, ref audit.Ref, old, new digest.D
 	return cmp
 }
 
-// Diff compares two digests of ref, and asks upstream for what is not here.
+// Diff compares two digests of ref, and asks upstream for what is not here. That
+// is not kept: somebody looked at it, nobody pulled it.
 func (c *Contents) Diff(ctx context.Context, ref audit.Ref, old, new digest.Digest) (*diff.Diff, error) {
 	return c.diff(ctx, ref, old, new, true)
 }
@@ -88,7 +143,7 @@ func (c *Contents) diff(ctx context.Context, ref audit.Ref, old, new digest.Dige
 	if err != nil && ask {
 		ask = false
 	}
-	r := &reader{ctx: ctx, repo: repo, cache: c.cache, sources: make(map[digest.Digest]cache.Source)}
+	r := &reader{ctx: ctx, repo: repo, cache: c.cache, passing: ask, sources: make(map[digest.Digest]cache.Source)}
 	if err == nil {
 		r.expect(old, new, ask)
 	}
@@ -101,6 +156,7 @@ type reader struct {
 	ctx     context.Context // of the one comparison
 	repo    repository
 	cache   *cache.Cache
+	passing bool // nothing that is read is kept
 	sources map[digest.Digest]cache.Source
 }
 
@@ -145,7 +201,19 @@ func (r *reader) children(dgst digest.Digest) []oci.Descriptor {
 // manifest that was asked for refers to first is its configuration.
 func (r *reader) read(dgst digest.Digest) ([]byte, error) {
 	src := r.sources[dgst]
-	body, err := r.cache.Read(r.ctx, dgst, src, oci.MaxManifest)
+	body, err := r.cache.Read(r.ctx, dgst, nil, oci.MaxManifest)
+	switch {
+	case err == nil:
+	case src == nil:
+		return nil, err
+	case r.passing:
+		body, err = pass(r.ctx, dgst, src)
+	default:
+		body, err = r.cache.Read(r.ctx, dgst, src, oci.MaxManifest)
+	}
+	if errors.Is(err, fs.ErrNotExist) && src != nil {
+		r.repo.upstream.Forget(r.repo.Repository, dgst.String()) // it may be on its way, and a client asks for it next
+	}
 	if err != nil || src == nil {
 		return body, err
 	}
@@ -154,6 +222,23 @@ func (r *reader) read(dgst digest.Digest) ([]byte, error) {
 		if _, known := r.sources[config]; !known {
 			r.sources[config] = r.repo.blob(config)
 		}
+	}
+	return body, nil
+}
+
+// pass reads content from its source and keeps nothing.
+func pass(ctx context.Context, dgst digest.Digest, src cache.Source) ([]byte, error) {
+	content, err := src.Open(ctx, 0, -1)
+	if err != nil {
+		return nil, err
+	}
+	defer content.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(content.Body, oci.MaxManifest+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(body) > oci.MaxManifest || dgst.Algorithm().FromBytes(body) != dgst {
+		return nil, fmt.Errorf("read %s: %w", dgst, cache.ErrMismatch)
 	}
 	return body, nil
 }

@@ -32,7 +32,7 @@ type Options struct {
 	KnownTags func(ctx context.Context, upstream, repository string) ([]string, error)
 
 	// History is what a ref meant, newest first.
-	History func(ctx context.Context, ref audit.Ref, before int64, limit int) ([]audit.Stint, error)
+	History func(context.Context, audit.Ref, audit.HistoryQuery) ([]audit.Stint, error)
 
 	// OCITagHistory answers the history in the form that distribution-spec#606
 	// proposes under the name it proposes, too.

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"encoding/json"
-	"io/fs"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -39,26 +38,22 @@ func (h *Handler) tagHistory(w http.ResponseWriter, r *http.Request, repo reposi
 		return &oci.Error{Status: http.StatusNotFound, Code: oci.Unsupported, Message: "audit.oci_tag_history is off; the same is at _tidemark/tag-history"}
 	}
 	query := r.URL.Query()
-	n, before, err := historyQuery(query)
+	q, err := historyQuery(query)
 	if err != nil {
 		return err
 	}
-	index := int64(-1)
-	if last := query.Get("last"); last != "" {
-		if index, err = strconv.ParseInt(last, 10, 64); err != nil || index < 0 {
-			return badQuery("last is not the index of an entry")
-		}
-	}
-	stints, err := h.o.History(r.Context(), repo.ref(req.Tag), index, historyMost+1)
+	n := q.Limit
+	q.Limit++ // one more tells whether there is a next page
+	stints, err := h.o.History(r.Context(), repo.ref(req.Tag), q)
 	if err != nil {
 		return err
+	}
+	if len(stints) == 0 && q.Before == nil && q.SeenBefore.IsZero() {
+		return &oci.Error{Status: http.StatusNotFound, Code: oci.ManifestUnknown, Message: "this tag was never seen here", Detail: detail{Upstream: repo.Upstream}}
 	}
 	list := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
 	list.SchemaVersion = 2
 	for _, st := range stints {
-		if !before.IsZero() && !st.FirstSeen.Before(before) {
-			continue
-		}
 		if len(list.Manifests) == n {
 			query.Set("n", strconv.Itoa(n))
 			query.Set("last", list.Manifests[n-1].Annotations[tagIndex])
@@ -66,9 +61,6 @@ func (h *Handler) tagHistory(w http.ResponseWriter, r *http.Request, repo reposi
 			break
 		}
 		list.Manifests = append(list.Manifests, stintDescriptor(st))
-	}
-	if len(stints) == 0 && index < 0 {
-		return &oci.Error{Status: http.StatusNotFound, Code: oci.ManifestUnknown, Message: "this tag was never seen here: " + fs.ErrNotExist.Error(), Detail: detail{Upstream: repo.Upstream}}
 	}
 	body, err := json.Marshal(list)
 	if err != nil {
@@ -85,19 +77,26 @@ func (h *Handler) tagHistory(w http.ResponseWriter, r *http.Request, repo reposi
 	return err
 }
 
-func historyQuery(query url.Values) (n int, before time.Time, err error) {
-	n = historyPage
+func historyQuery(query url.Values) (q audit.HistoryQuery, err error) {
+	q.Limit = historyPage
 	if s := query.Get("n"); s != "" {
-		if n, err = strconv.Atoi(s); err != nil || n < 1 || n > historyMost {
-			return 0, before, badQuery("n is not a number from 1 to " + strconv.Itoa(historyMost))
+		if q.Limit, err = strconv.Atoi(s); err != nil || q.Limit < 1 || q.Limit > historyMost {
+			return q, badQuery("n is not a number from 1 to " + strconv.Itoa(historyMost))
 		}
 	}
 	if s := query.Get("before"); s != "" {
-		if before, err = time.Parse(time.RFC3339, s); err != nil {
-			return 0, before, badQuery("before is not a time such as 2026-07-01T12:00:00Z")
+		if q.SeenBefore, err = time.Parse(time.RFC3339, s); err != nil {
+			return q, badQuery("before is not a time such as 2026-07-01T12:00:00Z")
 		}
 	}
-	return n, before, nil
+	if s := query.Get("last"); s != "" {
+		index, err := strconv.ParseInt(s, 10, 64)
+		if err != nil || index < 0 {
+			return q, badQuery("last is not the index of an entry")
+		}
+		q.Before = &index
+	}
+	return q, nil
 }
 
 func badQuery(message string) error {

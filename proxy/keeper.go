@@ -3,22 +3,20 @@ package proxy
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"iter"
-	"runtime"
 	"sync"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
 
 	"tidemark/audit"
-	"tidemark/cache"
-	"tidemark/proxy/oci"
 )
 
-// A Keeper completes and pins the bytes of what is served although it is not the
-// head: upstream may forget it, and a hold that cannot be pulled would be an
+// A Keeper completes and pins the bytes of what is served although it may not be
+// the head: upstream may forget it, and a hold that cannot be pulled would be an
 // error. Create it with NewKeeper; call Run, once.
 type Keeper struct {
 	contents *Contents
@@ -26,29 +24,48 @@ type Keeper struct {
 	log      zerolog.Logger
 
 	mu   sync.Mutex
-	look map[audit.Ref]bool // refs whose hold has changed
-	wake chan struct{}      // holds one
+	todo map[task]attempt
+	wake chan struct{} // holds one
 }
 
-// NewKeeper returns a keeper of the refs that kept yields: those that are held,
-// or deleted upstream. It starts nothing.
+// A task is a digest of a ref whose bytes are to be here.
+type task struct {
+	ref  audit.Ref
+	dgst digest.Digest
+}
+
+// An attempt is when a task is tried, and how long it waits after that.
+type attempt struct {
+	at   time.Time
+	wait time.Duration
+}
+
+// NewKeeper returns a keeper of the refs that kept yields: those whose served
+// bytes are promised. It starts nothing.
 func NewKeeper(contents *Contents, kept func(context.Context) iter.Seq2[audit.Tag, error], log zerolog.Logger) *Keeper {
-	return &Keeper{contents: contents, kept: kept, log: log, look: make(map[audit.Ref]bool), wake: make(chan struct{}, 1)}
+	return &Keeper{contents: contents, kept: kept, log: log, todo: make(map[task]attempt), wake: make(chan struct{}, 1)}
 }
 
 // Recorded is told of an event. It pins what is served from then on, and does
 // not wait for the rest.
 func (k *Keeper) Recorded(e audit.Event) {
-	switch e.Type {
-	case audit.Held, audit.Violation, audit.Deleted:
-	default:
-		return
-	}
-	if e.Policy.Served != "" {
+	switch {
+	case e.Policy.Served == "":
+	case e.Type == audit.Held, e.Type == audit.Violation, e.Type == audit.Deleted, e.Type == audit.Released:
 		k.contents.cache.Keep(e.Policy.Served, true)
+		k.add(task{e.Ref, e.Policy.Served})
+	case e.Type.Moves() && e.Policy.Mode == audit.Cooldown && e.Old != nil && e.Old.Digest != e.Policy.Served:
+		// Upstream has left what a cooldown may serve one day, and may forget it
+		// before. What was taken back will not be served, but that is told next.
+		k.add(task{e.Ref, e.Old.Digest})
+	case e.Type == audit.Withdrawn:
+		k.drop(task{e.Ref, e.New.Digest})
 	}
+}
+
+func (k *Keeper) add(t task) {
 	k.mu.Lock()
-	k.look[e.Ref] = true
+	k.todo[t] = attempt{}
 	k.mu.Unlock()
 	select {
 	case k.wake <- struct{}{}:
@@ -56,124 +73,108 @@ func (k *Keeper) Recorded(e audit.Event) {
 	}
 }
 
-// keepRetry is how long what could not be completed waits for the next attempt.
-const keepRetry = time.Minute
+func (k *Keeper) drop(t task) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.todo, t)
+}
 
-// Run completes what is held until ctx ends, and tries again what it could not.
+const (
+	keepersMost = 8               // tasks at a time: one upstream that stalls does not hold up the others
+	keepRetry   = time.Minute     // after a failure, doubling
+	keepMost    = 6 * time.Hour   // up to here
+	keepListing = 5 * time.Second // after what is promised could not be listed
+)
+
+// Run completes what is promised until ctx ends, and tries again what it could
+// not.
 func (k *Keeper) Run(ctx context.Context) error {
-	for all := true; ; all = false {
-		incomplete := k.round(ctx, all)
-		var retry <-chan time.Time
-		if incomplete {
-			retry = time.After(keepRetry)
-		}
+	for !k.list(ctx) {
 		select {
-		case <-k.wake:
-		case <-retry:
+		case <-time.After(keepListing):
 		case <-ctx.Done():
 			return nil
 		}
 	}
+	var g errgroup.Group
+	g.SetLimit(keepersMost)
+	for {
+		next := k.start(ctx, &g)
+		var due <-chan time.Time
+		if !next.IsZero() {
+			due = time.After(time.Until(next))
+		}
+		select {
+		case <-k.wake:
+		case <-due:
+		case <-ctx.Done():
+			return g.Wait()
+		}
+	}
 }
 
-// round completes what was told of, or everything that is held, and tells
-// whether something is left for another.
-func (k *Keeper) round(ctx context.Context, all bool) (incomplete bool) {
-	k.mu.Lock()
-	look := k.look
-	k.look = make(map[audit.Ref]bool)
-	k.mu.Unlock()
-	var tags []audit.Tag
+// list adds everything that is promised, and tells whether it could be listed.
+func (k *Keeper) list(ctx context.Context) bool {
 	for t, err := range k.kept(ctx) {
 		if err != nil {
 			if ctx.Err() == nil {
-				k.log.Error().Err(err).Msg("what is held is unknown, and may be incomplete")
+				k.log.Error().Err(err).Msg("what is held is unknown, and may be incomplete; it is looked at again")
 			}
-			return true
+			return false
 		}
-		if t.State.Served != "" && (all || look[t.Ref]) {
-			tags = append(tags, t)
+		if t.State.Served != "" {
+			k.add(task{t.Ref, t.State.Served})
 		}
 	}
-	for _, t := range tags {
-		err := k.complete(ctx, t)
-		if err == nil || ctx.Err() != nil {
+	return true
+}
+
+// start begins the tasks that are due, as far as there is a place for them, and
+// returns when the next one is.
+func (k *Keeper) start(ctx context.Context, g *errgroup.Group) (next time.Time) {
+	now := time.Now()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for t, a := range k.todo {
+		if a.at.After(now) {
+			if next.IsZero() || a.at.Before(next) {
+				next = a.at
+			}
 			continue
 		}
-		incomplete = true
-		k.mu.Lock()
-		k.look[t.Ref] = true
-		k.mu.Unlock()
+		if !g.TryGo(func() error { k.try(ctx, t, a); return nil }) {
+			return time.Time{} // who ends wakes us
+		}
+		delete(k.todo, t)
+	}
+	return next
+}
+
+// try completes a task, or puts it back for later.
+func (k *Keeper) try(ctx context.Context, t task, a attempt) {
+	err := k.contents.Complete(ctx, t.ref, t.dgst)
+	if err != nil && ctx.Err() == nil {
+		gone := errors.Is(err, fs.ErrNotExist)
 		line := k.log.Warn()
-		if errors.Is(err, fs.ErrNotExist) {
+		if gone {
 			line = k.log.Error() // upstream has forgotten it: nobody will have it again
 		}
-		line.Err(err).Str("upstream", t.Ref.Upstream).Str("repo", t.Ref.Repository).Str("tag", t.Ref.Tag).
-			Str("digest", t.State.Served.String()).Msg("what is held could not be completed; it is tried again")
-	}
-	return incomplete
-}
-
-// complete has all bytes of what t serves here, for the platforms that clients
-// have pulled, or for this machine's if none was.
-func (k *Keeper) complete(ctx context.Context, t audit.Tag) error {
-	repo, err := k.contents.repository(t.Ref)
-	if err != nil {
-		return err
-	}
-	c := k.contents.cache
-	c.Keep(t.State.Served, true)
-	root, _, err := c.Manifest(ctx, t.State.Served, repo.manifest(t.State.Served))
-	if err != nil {
-		return err
-	}
-	images := []*cache.Manifest{root}
-	if root.Index {
-		if images, err = k.images(ctx, repo, root); err != nil {
-			return err
+		if gone && a.wait == keepMost {
+			line.Err(err).Str("upstream", t.ref.Upstream).Str("repo", t.ref.Repository).Str("tag", t.ref.Tag).
+				Str("digest", t.dgst.String()).Msg("what is held is incomplete and will stay so")
+			return
 		}
-	}
-	for _, m := range images {
-		for _, r := range m.Refers {
-			if err := c.Ensure(ctx, r.Digest, repo.blob(r.Digest)); err != nil {
-				return fmt.Errorf("%s of %s: %w", r.Digest, m.Digest, err)
-			}
+		a.wait = min(keepMost, max(keepRetry, 2*a.wait))
+		line.Err(err).Str("upstream", t.ref.Upstream).Str("repo", t.ref.Repository).Str("tag", t.ref.Tag).
+			Str("digest", t.dgst.String()).Stringer("again_in", a.wait).Msg("what is held could not be completed")
+		k.mu.Lock()
+		if _, again := k.todo[t]; !again {
+			k.todo[t] = attempt{time.Now().Add(a.wait), a.wait}
 		}
+		k.mu.Unlock()
 	}
-	c.Keep(t.State.Served, true)
-	return nil
-}
-
-// images are those of an index that clients have pulled: their manifests are
-// here. If there is none, it is the one for this machine.
-func (k *Keeper) images(ctx context.Context, repo repository, index *cache.Manifest) ([]*cache.Manifest, error) {
-	var out []*cache.Manifest
-	for _, r := range index.Refers {
-		if _, here := k.contents.cache.Stat(r.Digest); !here {
-			continue
-		}
-		m, _, err := k.contents.cache.Manifest(ctx, r.Digest, repo.manifest(r.Digest))
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, m)
+	select {
+	case k.wake <- struct{}{}:
+	default:
 	}
-	if len(out) > 0 {
-		return out, nil
-	}
-	d, err := oci.Describe(index.Body)
-	if err != nil {
-		return nil, err
-	}
-	for _, r := range d.Refers {
-		if r.Platform != "linux/"+runtime.GOARCH {
-			continue
-		}
-		m, _, err := k.contents.cache.Manifest(ctx, r.Digest, repo.manifest(r.Digest))
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, m)
-	}
-	return out, nil
 }

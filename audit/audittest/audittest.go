@@ -36,7 +36,7 @@ type Store interface {
 	audit.Forker
 	Events(ctx context.Context, q audit.EventQuery) ([]audit.Entry, error)
 	Tags(ctx context.Context, q audit.TagQuery) ([]audit.Tag, error)
-	History(ctx context.Context, ref audit.Ref, before int64, limit int) ([]audit.Stint, error)
+	History(ctx context.Context, ref audit.Ref, q audit.HistoryQuery) ([]audit.Stint, error)
 	RefOf(ctx context.Context, d digest.Digest) (audit.Ref, error)
 	HeldRefs(ctx context.Context) (int64, error)
 	Keep(ctx context.Context, digests int, since time.Time) iter.Seq2[audit.Kept, error]
@@ -513,7 +513,7 @@ func historyOfRef(t *testing.T, open func() Store) {
 	if err := s.Confirm(t.Context(), map[audit.Ref]time.Time{ref: start.Add(5 * time.Hour)}); err != nil {
 		t.Fatal(err)
 	}
-	got, err := s.History(t.Context(), ref, -1, 10)
+	got, err := s.History(t.Context(), ref, audit.HistoryQuery{})
 	if err != nil || len(got) != 3 {
 		t.Fatalf("%d stints, %v", len(got), err)
 	}
@@ -526,9 +526,12 @@ func historyOfRef(t *testing.T, open func() Store) {
 	if first := got[2]; first.NotBefore != nil || first.EndReason != "tag.moved" {
 		t.Errorf("the first is %+v", first)
 	}
-	page, err := s.History(t.Context(), ref, got[0].Index, 1)
+	page, err := s.History(t.Context(), ref, audit.HistoryQuery{Before: &got[0].Index, Limit: 1})
 	if err != nil || len(page) != 1 || page[0].Index != got[1].Index {
 		t.Errorf("the next page is %+v, %v", page, err)
+	}
+	if early, err := s.History(t.Context(), ref, audit.HistoryQuery{SeenBefore: start.Add(time.Hour)}); err != nil || len(early) != 1 || early[0].Index != got[2].Index {
+		t.Errorf("first seen before the second: %+v, %v", early, err)
 	}
 	if r, err := s.RefOf(t.Context(), Digest("b")); err != nil || r != ref {
 		t.Errorf("b was meant by %s, %v", r, err)

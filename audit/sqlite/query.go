@@ -91,17 +91,23 @@ func (s *Store) HeldRefs(ctx context.Context) (n int64, err error) {
 	return n, err
 }
 
-// History returns the stints of ref, newest first, up to limit of those that
-// began with an event before the given index; a negative index is no bound.
-func (s *Store) History(ctx context.Context, ref audit.Ref, before int64, limit int) ([]audit.Stint, error) {
-	if before < 0 {
-		before = math.MaxInt64
+// History returns the stints of ref that q selects, newest first.
+func (s *Store) History(ctx context.Context, ref audit.Ref, q audit.HistoryQuery) ([]audit.Stint, error) {
+	before, seen, limit := int64(math.MaxInt64), int64(math.MaxInt64), math.MaxInt32
+	if q.Before != nil {
+		before = *q.Before
+	}
+	if !q.SeenBefore.IsZero() {
+		seen = millis(q.SeenBefore)
+	}
+	if q.Limit > 0 {
+		limit = q.Limit
 	}
 	rows, err := s.read.QueryContext(ctx, `SELECT i.digest, i.media_type, i.size, i.not_before, i.first_seen,
 			CASE WHEN i.ended IS NULL THEN t.last_confirmed ELSE i.last_confirmed END, i.ended, coalesce(i.end_reason, ''), i.leaf_idx, i.basis, i.diff_digest
 		FROM ref r JOIN tag_interval i ON i.ref_id = r.id JOIN tag_state t ON t.ref_id = r.id
-		WHERE r.upstream = ? AND r.repository = ? AND r.tag = ? AND i.leaf_idx < ?
-		ORDER BY i.leaf_idx DESC LIMIT ?`, ref.Upstream, ref.Repository, ref.Tag, before, limit)
+		WHERE r.upstream = ? AND r.repository = ? AND r.tag = ? AND i.leaf_idx < ? AND i.first_seen < ?
+		ORDER BY i.leaf_idx DESC LIMIT ?`, ref.Upstream, ref.Repository, ref.Tag, before, seen, limit)
 	if err != nil {
 		return nil, err
 	}

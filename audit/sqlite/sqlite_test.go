@@ -118,7 +118,7 @@ func TestDatabaseOfAnEarlierVersion(t *testing.T) {
 	if err != nil || st.Head != events[1].New.Digest || st.Served != st.Head || st.Held() || !st.Deleted.IsZero() {
 		t.Errorf("state is %+v, %v", st, err)
 	}
-	if h, err := s.History(t.Context(), ref, -1, 10); err != nil || len(h) != 2 {
+	if h, err := s.History(t.Context(), ref, audit.HistoryQuery{}); err != nil || len(h) != 2 {
 		t.Errorf("history is %+v, %v", h, err)
 	}
 	if note, err := s.Checkpoint(t.Context()); err != nil || !strings.HasPrefix(string(note), "tidemark/3f0b\n2\n") {

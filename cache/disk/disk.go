@@ -12,6 +12,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -48,6 +49,17 @@ func Open(dir string) (*Store, error) {
 	return s, nil
 }
 
+// check refuses what is no digest: names of files are made of it.
+func check(dgst digest.Digest) error {
+	if err := dgst.Validate(); err != nil {
+		return fmt.Errorf("%.100q: %w", string(dgst), err)
+	}
+	if !slices.Contains(algorithms, dgst.Algorithm()) {
+		return fmt.Errorf("%s: %w", dgst, digest.ErrDigestUnsupported)
+	}
+	return nil
+}
+
 func (s *Store) path(dgst digest.Digest) string {
 	return filepath.Join(s.blobs, dgst.Algorithm().String(), dgst.Encoded())
 }
@@ -58,6 +70,9 @@ func (s *Store) partialPath(dgst digest.Digest) string {
 
 // Open implements cache.Shelf. The file is an *os.File.
 func (s *Store) Open(dgst digest.Digest) (cache.File, cache.Entry, error) {
+	if err := check(dgst); err != nil {
+		return nil, cache.Entry{}, err
+	}
 	f, err := os.Open(s.path(dgst))
 	if err != nil {
 		return nil, cache.Entry{}, err
@@ -75,6 +90,9 @@ func (s *Store) Open(dgst digest.Digest) (cache.File, cache.Entry, error) {
 
 // Begin implements cache.Shelf.
 func (s *Store) Begin(dgst digest.Digest) (cache.Partial, error) {
+	if err := check(dgst); err != nil {
+		return nil, err
+	}
 	f, err := os.OpenFile(s.partialPath(dgst), os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
@@ -89,6 +107,9 @@ func (s *Store) Begin(dgst digest.Digest) (cache.Partial, error) {
 
 // Touch implements cache.Keeper.
 func (s *Store) Touch(dgst digest.Digest, used time.Time) error {
+	if err := check(dgst); err != nil {
+		return err
+	}
 	err := os.Chtimes(s.path(dgst), time.Time{}, used)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -98,6 +119,9 @@ func (s *Store) Touch(dgst digest.Digest, used time.Time) error {
 
 // Remove implements cache.Keeper.
 func (s *Store) Remove(e cache.Entry) error {
+	if err := check(e.Digest); err != nil {
+		return err
+	}
 	path := s.path(e.Digest)
 	if e.Partial {
 		path = s.partialPath(e.Digest)

@@ -10,8 +10,10 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/distribution/reference"
 	"github.com/mattn/go-isatty"
@@ -183,6 +185,15 @@ func ago(s string, now time.Time) (string, error) {
 		return "", usage(errors.New(err.Error() + ", a date or a time"))
 	}
 	return now.Add(-time.Duration(d)).UTC().Format(time.RFC3339), nil
+}
+
+// printable is a text that is not ours as a terminal may have it: what would move
+// the cursor, or hide what follows, is quoted.
+func printable(s string) string {
+	if strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(s)
+	}
+	return s
 }
 
 // short is a digest as far as people compare it.

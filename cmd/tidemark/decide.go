@@ -74,12 +74,12 @@ func newDecision(action, use, short, long, example string, args cobra.Positional
 
 // printTag says what a tag means and what of it is held back.
 func printTag(w io.Writer, t admin.Tag) {
-	fmt.Fprintf(w, "%s\n  serves   %s\n", t.Ref, orNothing(t.Served))
+	fmt.Fprintf(w, "%s\n  serves   %s\n", t.Ref, orNothing(t.Served.String()))
 	if t.Head != t.Served {
 		fmt.Fprintf(w, "  upstream %s, since %s\n", t.Head, stamp(t.HeadSince))
 	}
 	if t.Held != nil {
-		fmt.Fprintf(w, "  held     since %s: %s\n", stamp(t.Held.Since), t.Held.Reason)
+		fmt.Fprintf(w, "  held     since %s: %s\n", stamp(t.Held.Since), printable(t.Held.Reason))
 		if t.Held.Until != nil {
 			fmt.Fprintf(w, "  until    %s, if nothing happens until then\n", stamp(*t.Held.Until))
 		}
@@ -94,9 +94,9 @@ func printTag(w io.Writer, t admin.Tag) {
 	fmt.Fprintf(w, "  rule     %s: %s\n  event    %d\n", rule, t.Mode, t.Index)
 }
 
-func orNothing(d digest.Digest) string {
+func orNothing(d string) string {
 	if d == "" {
-		return "nothing yet"
+		return "nothing"
 	}
-	return d.String()
+	return d
 }

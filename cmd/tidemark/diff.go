@@ -92,7 +92,7 @@ func (cl *client) lastMove(c *cobra.Command, arg string, q url.Values) error {
 // printDiff writes a diff for reading: from the outside in, what is gone before
 // what came.
 func printDiff(w io.Writer, d *diff.Diff) {
-	fmt.Fprintf(w, "old  %s  %s\nnew  %s  %s\n", d.Old.Digest, d.Old.MediaType, d.New.Digest, d.New.MediaType)
+	fmt.Fprintf(w, "old  %s  %s\nnew  %s  %s\n", d.Old.Digest, printable(d.Old.MediaType), d.New.Digest, printable(d.New.MediaType))
 	if d.Class != "" {
 		fmt.Fprintf(w, "looks like  %s\n", strings.ReplaceAll(d.Class, "_", " "))
 	}
@@ -106,7 +106,7 @@ func printDiff(w io.Writer, d *diff.Diff) {
 		fmt.Fprintf(w, "+ platform %s\n", name(p))
 	}
 	if n := len(d.Platforms.Unchanged); n > 0 {
-		fmt.Fprintf(w, "unchanged   %s\n", strings.Join(d.Platforms.Unchanged, ", "))
+		fmt.Fprintf(w, "unchanged   %s\n", printable(strings.Join(d.Platforms.Unchanged, ", ")))
 	}
 	if a := d.Attestations; a.Old+a.New > 0 {
 		fmt.Fprintf(w, "attestations  %d, were %d, %d new\n", a.New, a.Old, a.Changed)
@@ -123,12 +123,12 @@ func name(platform string) string {
 	if platform == "" {
 		return "(not told)"
 	}
-	return platform
+	return printable(platform)
 }
 
 func printPlatform(w io.Writer, p diff.PlatformDiff) {
 	if p.Platform != "" {
-		fmt.Fprintf(w, "\n%s\n", p.Platform)
+		fmt.Fprintf(w, "\n%s\n", name(p.Platform))
 	} else {
 		fmt.Fprintln(w)
 	}
@@ -167,23 +167,23 @@ func printPlatform(w io.Writer, p diff.PlatformDiff) {
 	}
 	for _, f := range cfg.Identity {
 		if f.Old != nil && f.New != nil && *f.Old == *f.New {
-			fmt.Fprintf(w, "    Label %s  %s, the same\n", f.Field, *f.New)
+			fmt.Fprintf(w, "    Label %s  %s, the same\n", f.Field, printable(*f.New))
 		}
 	}
 	if c := cfg.Created; c != nil && c.Old != nil && c.New != nil {
 		fmt.Fprintf(w, "  created  %s, was %s (as the images say themselves)\n", stamp(*c.New), stamp(*c.Old))
 	}
 	if cfg.FirstStep != "" {
-		fmt.Fprintf(w, "  history  %d steps, were %d; the first that differs: %.200s\n", cfg.History.New, cfg.History.Old, cfg.FirstStep)
+		fmt.Fprintf(w, "  history  %d steps, were %d; the first that differs: %.200s\n", cfg.History.New, cfg.History.Old, printable(cfg.FirstStep))
 	}
 }
 
 func printChange(w io.Writer, what string, f diff.FieldChange) {
 	if f.Old != nil {
-		fmt.Fprintf(w, "  - %s\n", strings.TrimSpace(what+"  "+*f.Old))
+		fmt.Fprintf(w, "  - %s\n", strings.TrimSpace(printable(what)+"  "+printable(*f.Old)))
 	}
 	if f.New != nil {
-		fmt.Fprintf(w, "  + %s\n", strings.TrimSpace(what+"  "+*f.New))
+		fmt.Fprintf(w, "  + %s\n", strings.TrimSpace(printable(what)+"  "+printable(*f.New)))
 	}
 }
 

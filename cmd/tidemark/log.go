@@ -104,13 +104,20 @@ answer that confirmed the old digest, and before the first that told the new one
 func (cl *client) follow(c *cobra.Command, q url.Values, asJSON bool) error {
 	q.Del("order")
 	q.Del("limit")
+	var s admin.Status
+	if err := cl.getJSON(c.Context(), "/api/v1/status", nil, &s); err != nil {
+		return err
+	}
+	q.Set("after", strconv.FormatInt(s.Log.Size-1, 10)) // from now on, also if the server goes away at once
+	told := ""
 	for {
 		err := cl.stream(c, q, asJSON)
 		if c.Context().Err() != nil {
 			return nil
 		}
-		if err != nil && q.Get("after") == "" {
-			return err // it never answered
+		if err != nil && err.Error() != told {
+			told = err.Error()
+			fmt.Fprintln(c.ErrOrStderr(), "tidemark: trying again:", told)
 		}
 		select {
 		case <-time.After(followRetry):
@@ -157,7 +164,7 @@ func printEvent(w io.Writer, item admin.Event) error {
 		return fmt.Errorf("event %d: %w", item.Index, err)
 	}
 	line := func(what, format string, args ...any) {
-		fmt.Fprintf(w, "  %-8s %s\n", what, fmt.Sprintf(format, args...))
+		fmt.Fprintf(w, "  %-8s %s\n", what, printable(fmt.Sprintf(format, args...)))
 	}
 	fmt.Fprintf(w, "event %d  %s", item.Index, e.Type)
 	if e.Ref != (audit.Ref{}) {

@@ -40,6 +40,8 @@ mirrored.`,
   tidemark serve -c /etc/tidemark.yaml --log-format json`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			hup := make(chan os.Signal, 1)
+			signal.Notify(hup, syscall.SIGHUP) // from here to the end: it never kills
 			useMoreProcessors()
 			log, err := newLogger(f.logFormat, f.logLevel)
 			if err != nil {
@@ -54,7 +56,7 @@ mirrored.`,
 			if err != nil {
 				return err
 			}
-			s.load = load
+			s.load, s.hup = load, hup
 			s.greet(os.Stdout)
 			return errors.Join(s.Run(c.Context()), s.Close())
 		},
@@ -135,12 +137,9 @@ To have Docker pull through it, put these lines into /etc/docker/daemon.json and
 
 // reloadOnSignal reloads at every SIGHUP until ctx ends.
 func (s *server) reloadOnSignal(ctx context.Context) {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
 	for {
 		select {
-		case <-hup:
+		case <-s.hup:
 			if err := s.reload(ctx); err != nil {
 				s.log.Error().Err(err).Msg("the configuration was not reloaded; everything is as it was")
 			}

@@ -76,11 +76,11 @@ and * stand for characters within a component and ** for any.`,
 				upstream = "deleted"
 			}
 			if t.Held != nil {
-				if why = t.Held.Reason; t.Held.Until != nil {
+				if why = printable(t.Held.Reason); t.Held.Until != nil {
 					why += ", until " + stamp(*t.Held.Until)
 				}
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", t.Ref, short(t.Served), upstream, since(t.HeadSince, now), since(t.LastConfirmed, now), t.Mode, why)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", t.Ref, orNothing(short(t.Served)), upstream, since(t.HeadSince, now), since(t.LastConfirmed, now), t.Mode, why)
 		}
 		return w.Flush()
 	}

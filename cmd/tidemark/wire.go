@@ -36,6 +36,7 @@ import (
 type server struct {
 	cfg  *config.Config
 	load func() (*config.Config, error) // reads the configuration again
+	hup  <-chan os.Signal               // when to
 	log  zerolog.Logger
 	data *dataFolder
 

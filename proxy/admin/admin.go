@@ -9,9 +9,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"mime"
+	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,8 +46,8 @@ type Entries interface {
 
 // Contents looks at what digests stand for, here and upstream.
 type Contents interface {
-	// Have makes sure that the manifest of a digest of a ref is here.
-	Have(ctx context.Context, ref audit.Ref, d digest.Digest) error
+	// Complete makes sure that the bytes of a digest of a ref are here.
+	Complete(ctx context.Context, ref audit.Ref, d digest.Digest) error
 	// Diff compares two digests of a ref.
 	Diff(ctx context.Context, ref audit.Ref, old, new digest.Digest) (*diff.Diff, error)
 }
@@ -64,11 +67,11 @@ type Options struct {
 	Metrics  *Metrics
 	Events   *Events
 
-	// History is what a ref meant, newest first, before an index. RefOf is a ref
+	// History is what a ref meant, newest first. RefOf is a ref
 	// that meant a digest. Exposures is who resolved or fetched one; those that
 	// were noted are written down by FlushExposures. Conditions are the troubles
 	// of upstreams, newest first.
-	History        func(ctx context.Context, ref audit.Ref, before int64, limit int) ([]audit.Stint, error)
+	History        func(context.Context, audit.Ref, audit.HistoryQuery) ([]audit.Stint, error)
 	RefOf          func(context.Context, digest.Digest) (audit.Ref, error)
 	Exposures      func(context.Context, digest.Digest) ([]audit.Exposure, error)
 	FlushExposures func(context.Context)
@@ -140,7 +143,33 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	if err := h.foreign(r); err != nil {
+		writeError(w, err)
+		return
+	}
 	h.mux.ServeHTTP(w, r)
+}
+
+// foreign refuses calls of the API that a web page of somebody else may have
+// made: from another origin, or, where no token protects it, under a name that
+// somebody may have pointed at this machine (DNS rebinding).
+func (h *Handler) foreign(r *http.Request) error {
+	if !strings.HasPrefix(r.URL.Path, "/api/") {
+		return nil
+	}
+	origin := r.Header.Get("Origin")
+	if u, err := url.Parse(origin); origin != "" && (err != nil || u.Host != r.Host) || r.Header.Get("Sec-Fetch-Site") == "cross-site" {
+		return &Error{http.StatusForbidden, "cross_origin", "this call comes from a web page of another origin"}
+	}
+	host := r.Host
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	ip := net.ParseIP(strings.Trim(host, "[]"))
+	if h.o.Token == "" && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return &Error{http.StatusForbidden, "wrong_host", fmt.Sprintf("without a token this address is called localhost or 127.0.0.1, not %.100q", host)}
+	}
+	return nil
 }
 
 // public tells the paths that need no token: health, and what proves the log.
@@ -166,7 +195,12 @@ func badRequest(format string, args ...any) *Error {
 // would answer another question than the one that was asked.
 func api(f func(*http.Request) (any, error), params ...string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		for p := range r.URL.Query() {
+		query, err := url.ParseQuery(r.URL.RawQuery)
+		if err != nil {
+			writeError(w, badRequest("the query is malformed: %v", err))
+			return
+		}
+		for p := range query {
 			if !slices.Contains(params, p) {
 				writeError(w, badRequest("parameter %.100q is not known; this call takes: %s", p, strings.Join(params, ", ")))
 				return
@@ -205,6 +239,9 @@ func body(r *http.Request, v any) error {
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
 		return badRequest("the body is not what this call takes: %v", err)
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return badRequest("the body goes on after what this call takes")
 	}
 	return nil
 }

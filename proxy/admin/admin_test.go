@@ -30,6 +30,7 @@ import (
 
 type fixture struct {
 	url    string
+	path   string // of the database
 	store  *sqlite.Store
 	ledger *audit.Ledger
 	events *admin.Events
@@ -37,8 +38,8 @@ type fixture struct {
 	warn   []string
 }
 
-// Have implements admin.Contents.
-func (f *fixture) Have(_ context.Context, _ audit.Ref, d digest.Digest) error {
+// Complete implements admin.Contents.
+func (f *fixture) Complete(_ context.Context, _ audit.Ref, d digest.Digest) error {
 	if d == f.gone {
 		return errors.New("404 Not Found")
 	}
@@ -85,7 +86,7 @@ func serve(t *testing.T, n int, token string) *fixture {
 		t.Fatal(err)
 	}
 	c := cache.New(cache.Options{Store: d, Budget: func(int64) int64 { return 1 << 20 }, Log: log})
-	f := &fixture{store: store, events: admin.NewEvents()}
+	f := &fixture{path: filepath.Join(dir, "audit.db"), store: store, events: admin.NewEvents()}
 	policy, errs := audit.Compile(audit.PolicyText{Rules: []audit.RuleText{{Name: "careful", Match: "docker.io/library/held:*", Mode: audit.HoldMode}}})
 	if len(errs) > 0 {
 		t.Fatal(errs)

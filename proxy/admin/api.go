@@ -2,6 +2,7 @@ package admin
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -21,7 +22,16 @@ type Status struct {
 	Log       LogStatus        `json:"log"`
 	Upstreams []UpstreamStatus `json:"upstreams"`
 	Fills     []FillStatus     `json:"fills"`
+	Policy    PolicyStatus     `json:"policy"`
 	Warnings  []string         `json:"warnings"`
+}
+
+// PolicyStatus tells which policy decides.
+type PolicyStatus struct {
+	SHA256 string `json:"sha256"`
+
+	// Refuses are the rules that answer with an error, which clients may get past.
+	Refuses []string `json:"refuses"`
 }
 
 // CacheStatus tells how full the cache is and what it is good for.
@@ -74,6 +84,7 @@ func (h *Handler) status(r *http.Request) (any, error) {
 		Cache:     CacheStatus{Bytes: c.Bytes, Blobs: c.Blobs, Budget: c.Budget, SavedBytes: c.SavedBytes, Indexed: c.Ready},
 		Log:       LogStatus{Origin: h.o.Origin, Size: tree.N, Root: tree.Hash, SignedSize: signed.Tree.N},
 		Upstreams: nonNil(h.o.Upstreams()),
+		Policy:    PolicyStatus{h.o.Ledger.Policy().SHA256(), nonNil(h.o.Ledger.Policy().Refuses())},
 		Fills:     []FillStatus{},
 		Warnings:  nonNil(h.o.Warnings()),
 	}
@@ -122,6 +133,10 @@ func describeTag(t audit.Tag) Tag {
 	out := Tag{
 		Ref: t.Ref.String(), Head: t.State.Head, Served: t.State.Served, HeadSince: t.State.HeadSince,
 		LastConfirmed: t.State.LastConfirmed, Mode: t.Rule.Mode, Rule: t.Rule.Name, Index: t.State.Index, Settled: t.State.Settled(),
+	}
+	if t.Rule.Mode == audit.Deny {
+		out.Served = ""
+		out.Held = &Held{Digest: t.State.Head, Since: t.State.HeadSince, Reason: string(audit.Deny)}
 	}
 	if !t.State.Deleted.IsZero() {
 		out.Deleted = &t.State.Deleted
@@ -240,6 +255,14 @@ func eventQuery(q url.Values) (audit.EventQuery, error) {
 	return query, nil
 }
 
+// eventOf shows an entry. One that is no JSON is none that was sealed.
+func eventOf(e audit.Entry) (Event, error) {
+	if !json.Valid(e.Leaf) {
+		return Event{}, &Error{http.StatusInternalServerError, "ledger_damaged", fmt.Sprintf("entry %d is not what was sealed: tidemark verify says more", e.Index)}
+	}
+	return Event{e.Index, e.Leaf}, nil
+}
+
 func (h *Handler) events(r *http.Request) (any, error) {
 	q := r.URL.Query()
 	query, err := eventQuery(q)
@@ -281,7 +304,11 @@ func (h *Handler) events(r *http.Request) (any, error) {
 			list.Next = &list.Events[n-1].Index
 			break
 		}
-		list.Events = append(list.Events, Event{e.Index, e.Leaf})
+		event, err := eventOf(e)
+		if err != nil {
+			return nil, err
+		}
+		list.Events = append(list.Events, event)
 	}
 	return list, nil
 }
@@ -295,5 +322,5 @@ func (h *Handler) event(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Event{index, leaves[0]}, nil
+	return eventOf(audit.Entry{Index: index, Leaf: leaves[0]})
 }

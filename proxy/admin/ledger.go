@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -72,21 +73,26 @@ func (h *Handler) history(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	before := int64(-1)
+	var before *int64
 	if s := q.Get("after"); s != "" {
-		if before, err = strconv.ParseInt(s, 10, 64); err != nil || before < 0 {
+		index, err := strconv.ParseInt(s, 10, 64)
+		if err != nil || index < 0 {
 			return nil, badRequest("after %.50q is not an index", s)
 		}
+		before = &index
 	}
-	stints, err := h.o.History(r.Context(), ref, before, n+1)
+	stints, err := h.o.History(r.Context(), ref, audit.HistoryQuery{Before: before, Limit: n + 1})
 	if err != nil {
 		return nil, err
 	}
-	if len(stints) == 0 && before < 0 {
+	if len(stints) == 0 && before == nil {
 		return nil, fmt.Errorf("%s was never seen here: %w", ref, fs.ErrNotExist)
 	}
 	out := History{Ref: ref.String(), History: []Stint{}}
 	for _, st := range stints {
+		if st.Ended == nil {
+			st.LastConfirmed = h.o.Ledger.LastConfirmed(ref, st.LastConfirmed)
+		}
 		if len(out.History) == n {
 			out.Next = &out.History[n-1].Index
 			break
@@ -134,21 +140,17 @@ func (h *Handler) decide(r *http.Request, action string) (any, error) {
 	return describeTag(h.o.Ledger.Tag(ref, s)), nil
 }
 
-// serveable refuses to go back to a digest whose manifest nobody has any more: a
-// hold that cannot be pulled would be an error.
+// serveable refuses to go back to a digest whose bytes nobody has any more: a hold
+// that cannot be pulled would be an error. What is not here is fetched first.
 func (h *Handler) serveable(ctx context.Context, ref audit.Ref, d audit.Decision) error {
 	if d.Action != audit.HoldAt || d.Digest == "" {
 		return nil
 	}
-	stints, err := h.o.History(ctx, ref, -1, maxLimit)
-	if err != nil {
+	if err := h.o.Ledger.Try(ctx, ref, d); err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(stints, func(st audit.Stint) bool { return st.Digest == d.Digest }) {
-		return nil // the ledger says what is wrong with that
-	}
-	if err := h.o.Contents.Have(ctx, ref, d.Digest); err != nil {
-		return &Error{http.StatusConflict, "bytes_gone", fmt.Sprintf("%s cannot be served: its manifest is not here and not to be had: %v", d.Digest, err)}
+	if err := h.o.Contents.Complete(ctx, ref, d.Digest); err != nil {
+		return &Error{http.StatusConflict, "bytes_gone", fmt.Sprintf("%s cannot be served: its bytes are not all here, and not to be had: %v", d.Digest, err)}
 	}
 	return nil
 }
@@ -178,6 +180,10 @@ func (h *Handler) diff(r *http.Request) (any, error) {
 		return nil, &Error{http.StatusNotFound, "not_comparable", err.Error()}
 	}
 	if p := q.Get("platform"); p != "" {
+		all := slices.Concat(d.Platforms.Added, d.Platforms.Removed, d.Platforms.Changed, d.Platforms.Unchanged)
+		if !slices.Contains(all, p) {
+			return nil, badRequest("platform %.100q is in neither: they have %s", p, strings.Join(all, ", "))
+		}
 		d.Changed = slices.DeleteFunc(d.Changed, func(c diff.PlatformDiff) bool { return c.Platform != p })
 	}
 	return d, nil

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -119,12 +120,81 @@ func TestDecisionsOverTheAPI(t *testing.T) {
 		t.Errorf("held=perhaps: %d", status)
 	}
 	decide("release", "")
-	if status, metrics := f.get(t, "/metrics"); status != 200 || !strings.Contains(metrics, "tidemark_held_refs 1") {
-		t.Error("what the rule goes on holding is not in the metrics")
+	if tag.Served != b || tag.Held != nil {
+		t.Errorf("released: %+v; want what was served before the hold", tag)
 	}
-	decide("reject", b.String())
-	if tag.Served != a || tag.Held.Reason != "rejected" {
+	f.see(t, heldRef, "c")
+	if status, metrics := f.get(t, "/metrics"); status != 200 || !strings.Contains(metrics, "tidemark_held_refs 1") {
+		t.Error("what the rule holds is not in the metrics")
+	}
+	decide("reject", c.String())
+	if tag.Served != b || tag.Held.Reason != "rejected" {
 		t.Errorf("rejected: %+v %+v", tag, tag.Held)
+	}
+}
+
+// Nothing that a web page of somebody else could send is carried out, and what
+// goes on after a call, or is malformed, is no call.
+func TestCallsThatAWebPageCouldMake(t *testing.T) {
+	f := serve(t, 0, "")
+	f.see(t, heldRef, "a")
+	body := fmt.Sprintf(`{"ref":%q,"reason":"r"}`, heldRef)
+	for name, tt := range map[string]struct {
+		host, origin, fetch, body, query string
+		status                           int
+	}{
+		"a call":               {"", "", "", body, "", 200},
+		"its own page":         {"", "own", "same-origin", body, "", 200},
+		"another origin":       {"", "https://evil.example", "", body, "", 403},
+		"another site":         {"", "", "cross-site", body, "", 403},
+		"another name":         {"evil.example", "", "", body, "", 403},
+		"another name's page":  {"evil.example", "http://evil.example", "same-origin", body, "", 403},
+		"something after it":   {"", "", "", body + " {}", "", 400},
+		"a query that is none": {"", "", "", body, "?a;b=1", 400},
+		"a query half-escaped": {"", "", "", body, "?%zz", 400},
+	} {
+		req, err := http.NewRequest("POST", f.url+"/api/v1/tags/hold"+tt.query, strings.NewReader(tt.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		if tt.origin == "own" {
+			tt.origin = f.url
+		}
+		for k, v := range map[string]string{"Origin": tt.origin, "Sec-Fetch-Site": tt.fetch} {
+			if v != "" {
+				req.Header.Set(k, v)
+			}
+		}
+		req.Host = tt.host
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != tt.status {
+			t.Errorf("%s: %s, want %d", name, resp.Status, tt.status)
+		}
+	}
+}
+
+// An entry that somebody has changed so that it is no JSON any more is told as
+// such, and breaks nothing else.
+func TestDamagedEntryIsTold(t *testing.T) {
+	f := serve(t, 3, "")
+	db, err := sql.Open("sqlite", f.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec(`DROP TRIGGER log_leaf_update; UPDATE log_leaf SET body = CAST('{"v":1,"type' AS BLOB) WHERE idx = 1`); err != nil {
+		t.Fatal(err)
+	}
+	for path, status := range map[string]int{"/api/v1/events": 500, "/api/v1/events/1": 500, "/api/v1/events/2": 200, "/api/v1/events?after=1": 200, "/api/v1/tags": 200} {
+		got, answer := f.get(t, path)
+		if got != status || status == 500 && !strings.Contains(answer, "entry 1 is not what was sealed") {
+			t.Errorf("%s: %d %s, want %d", path, got, answer, status)
+		}
 	}
 }
 

@@ -112,6 +112,9 @@ func (h *Handler) sendEvents(ctx context.Context, w io.Writer, query *audit.Even
 		return 0, err
 	}
 	for _, e := range page {
+		if _, err := eventOf(e); err != nil {
+			return 0, err
+		}
 		// A leaf is compact JSON: it has no line breaks.
 		if _, err := fmt.Fprintf(w, "id: %d\ndata: {\"index\":%d,\"leaf\":%s}\n\n", e.Index, e.Index, e.Leaf); err != nil {
 			return 0, err

@@ -21,6 +21,10 @@ const (
 // "Pushing Manifests", asks registries for at least this much).
 const MaxManifest = 4 << 20
 
+// maxMediaType bounds a media type in bytes: RFC 6838, section 4.2, gives each of
+// its two names 127.
+const maxMediaType = 255
+
 // Accept is the canonical profile with which tidemark asks for manifests. The
 // order is fixed and nothing else is offered, so that the digest a tag answers
 // with never depends on which client happened to ask.
@@ -70,6 +74,9 @@ func Describe(manifest []byte) (Description, error) {
 	if err := json.Unmarshal(manifest, &m); err != nil {
 		return Description{}, fmt.Errorf("manifest is not JSON: %w", err)
 	}
+	if len(m.MediaType) > maxMediaType {
+		return Description{}, fmt.Errorf("the media type of the manifest has %d bytes", len(m.MediaType))
+	}
 	d := Description{MediaType: m.MediaType}
 	var refs []descriptor
 	switch {
@@ -98,12 +105,12 @@ func Describe(manifest []byte) (Description, error) {
 		return Description{}, fmt.Errorf("manifest has neither mediaType, config, manifests nor fsLayers")
 	}
 	for _, r := range refs {
-		if len(r.URLs) > 0 {
-			continue // a foreign layer: clients fetch it from there
-		}
 		dgst, err := ParseDigest(r.Digest)
 		if err != nil {
 			return Description{}, fmt.Errorf("manifest refers to %.100q, which is no digest", r.Digest)
+		}
+		if len(r.URLs) > 0 {
+			continue // a foreign layer: clients fetch it from there
 		}
 		size := int64(-1)
 		if r.Size != nil && *r.Size >= 0 {
