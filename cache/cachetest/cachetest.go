@@ -31,6 +31,7 @@ func Run(t *testing.T, open func(t *testing.T, dir string) cache.Store) {
 		"uses are remembered":                             usesRemembered,
 		"removed content stays readable where it is open": removedStaysReadable,
 		"sha512 content is kept like sha256":              otherAlgorithm,
+		"what is no digest is refused":                    noDigest,
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -230,4 +231,21 @@ func otherAlgorithm(t *testing.T, open func() cache.Store) {
 	if got := read(t, s, dgst); !bytes.Equal(got, body) {
 		t.Errorf("read %q", got)
 	}
+}
+
+func noDigest(t *testing.T, open func() cache.Store) {
+	s := open()
+	kept := put(t, s, []byte("kept"))
+	for _, bad := range []digest.Digest{"", "garbage", "sha256:", "sha256:../../kept", "../../kept:x", "md5:d41d8cd98f00b204e9800998ecf8427e", kept[:20], kept + "/"} {
+		if _, _, err := s.Open(bad); err == nil {
+			t.Errorf("Open(%q) opened something", string(bad))
+		}
+		if _, err := s.Begin(bad); err == nil {
+			t.Errorf("Begin(%q) began something", string(bad))
+		}
+		if s.Remove(cache.Entry{Digest: bad}) == nil || s.Touch(bad, time.Now()) == nil {
+			t.Errorf("%q was touched or removed", string(bad))
+		}
+	}
+	read(t, s, kept)
 }
