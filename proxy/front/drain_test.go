@@ -56,8 +56,9 @@ func ask(c *http.Client, url string) <-chan answer {
 	return got
 }
 
-// refusing waits until the server at a URL answers new requests with 503.
-func refusing(t *testing.T, c *http.Client, url string) {
+// refusing waits until the server at a URL answers new requests with 503, and
+// takes the access lines of those that it began until then.
+func refusing(t *testing.T, s *running, c *http.Client, url string) {
 	t.Helper()
 	for began := time.Now(); time.Since(began) < patience; time.Sleep(time.Millisecond) {
 		resp, err := c.Get(url + "/fast")
@@ -68,6 +69,9 @@ func refusing(t *testing.T, c *http.Client, url string) {
 		resp.Body.Close()
 		if resp.StatusCode == http.StatusServiceUnavailable && strings.Contains(string(body), "UNAVAILABLE") {
 			return
+		}
+		if l := next(t, s.lines, "access line"); l.Path != "/fast" { // it was begun: the stop was not seen yet
+			t.Fatalf("line of %s while it is under way", l.Path)
 		}
 	}
 	t.Fatalf("new requests are begun for %v after the stop", patience)
@@ -94,7 +98,7 @@ func TestPullUnderWayFinishes(t *testing.T) {
 			next(t, h.begun, "request")
 
 			s.stop()
-			refusing(t, client(t), c.scheme+s.addr)
+			refusing(t, s, client(t), c.scheme+s.addr)
 			select {
 			case err := <-s.ended:
 				t.Fatalf("Run returned %v while a request was under way", err)
@@ -127,7 +131,7 @@ func TestRequestWhileDrainingIsNotBegun(t *testing.T) {
 	pull := ask(client(t), "http://"+s.addr+"/slow")
 	next(t, h.begun, "request")
 	s.stop()
-	refusing(t, client(t), "http://"+s.addr)
+	refusing(t, s, client(t), "http://"+s.addr)
 
 	_ = conn.SetDeadline(time.Now().Add(patience))
 	fmt.Fprintf(conn, "GET /fast HTTP/1.1\r\nHost: %s\r\n\r\n", s.addr)
