@@ -63,6 +63,9 @@ func (p *Policy) Decide(ref Ref, r Record, d Decision, now time.Time) (State, []
 	case !t.s.Known():
 		return State{}, nil, fmt.Errorf("%s was never seen here: %w", ref, fs.ErrNotExist)
 	}
+	if t.rule.Mode == Deny && (d.Action == Approve || d.Action == HoldAt) {
+		return State{}, nil, t.conflict("rule %q denies it: nothing is served, whatever is decided; change the rule", t.rule.Name)
+	}
 	t.event(Event{Type: Action, Operator: &Operator{Action: d.Action, Reason: d.Reason, Digest: d.Digest}})
 	var err error
 	switch d.Action {
@@ -189,12 +192,16 @@ func (t *turn) unhold() error {
 		return t.conflict("it is not held by hand; what a rule holds is approved or rejected")
 	}
 	t.s.Hold = nil
+	was := t.s.served()
 	i := slices.IndexFunc(t.s.Candidates, func(c Candidate) bool { return c.Served })
-	if i >= 0 && t.s.Deleted.IsZero() { // from where the hold went back
-		was, c := t.s.served(), t.s.Candidates[i]
-		t.give(c)
+	if i < 0 || !t.s.Deleted.IsZero() {
+		t.serve(false)
+		return nil
+	}
+	c := t.s.Candidates[i] // from where the hold went back
+	t.give(c)
+	if !t.serveAfter(was, false) {
 		t.release(was, c, "released", nil)
 	}
-	t.serve(false)
 	return nil
 }

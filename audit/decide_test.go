@@ -72,6 +72,12 @@ func TestDecisions(t *testing.T) {
 			{action: "hold", digest: "c", serve: "a", err: "approve it"},
 			{action: "release", serve: "c", events: "operator.action released"},
 		}},
+		{"a hold that went back is released to what the tag means by then, in one step", audit.RuleText{Mode: audit.Observe}, []step{
+			{see: "a", serve: "a", events: "first_seen"}, {see: "b", serve: "b", events: "moved"},
+			{action: "hold", digest: "a", serve: "a", events: "operator.action held"},
+			{see: "c", serve: "a", events: "moved held"},
+			{action: "release", serve: "c", events: "operator.action released"},
+		}},
 		{"released under a rule that holds, what is pending stays so", audit.RuleText{Mode: audit.HoldMode}, []step{
 			{see: "a", serve: "a", events: "first_seen"}, {see: "b", serve: "a", events: "moved held"},
 			{action: "hold", serve: "a", events: "operator.action held"}, {action: "release", serve: "a", events: "operator.action"},
@@ -112,6 +118,29 @@ func TestDecisions(t *testing.T) {
 			}
 			s.check(t)
 		})
+	}
+}
+
+// What a rule denies is not served, whatever is decided: the ledger does not say
+// that it were.
+func TestDeniedIsNotServedByHand(t *testing.T) {
+	s := newStory(nil)
+	s.see("a", noon)
+	next, events, err := s.policy.Decide(s.ref, s.record(), audit.Decision{Action: audit.HoldAt, Reason: "freeze"}, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.take(next, events)
+	s.policy = compile(t, audit.RuleText{Name: "no", Mode: audit.Deny})
+	var conflict *audit.ConflictError
+	for _, action := range []string{audit.HoldAt, audit.Approve} {
+		if _, _, err := s.policy.Decide(s.ref, s.record(), audit.Decision{Action: action, Digest: audittest.Digest("a"), Reason: "r"}, noon); !errors.As(err, &conflict) || !strings.Contains(err.Error(), `"no" denies it`) {
+			t.Errorf("%s: %v", action, err)
+		}
+	}
+	_, events, err = s.policy.Decide(s.ref, s.record(), audit.Decision{Action: audit.Release, Reason: "r"}, noon)
+	if err != nil || len(events) != 1 || events[0].Policy.Served != "" || events[0].Policy.Mode != audit.Deny {
+		t.Errorf("release: %+v, %v", events, err)
 	}
 }
 

@@ -11,9 +11,10 @@ import (
 	"strings"
 	"time"
 
-	"filippo.io/torchwood"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
+
+	"tidemark/audit/taglog"
 )
 
 // A Forker is a log that can go on under another origin.
@@ -25,7 +26,7 @@ type Forker interface {
 	Fork(ctx context.Context, origin string, e Event) (int64, error)
 }
 
-// ErrNoFork reports a log that is well: there is no reason to leave its name.
+// ErrNoFork reports a log that is well, as far as can be told here.
 var ErrNoFork = errors.New("the log contains what was signed before: there is nothing to fork from")
 
 // Fork has the log whose key and anchor are in dir go on under a new origin and
@@ -33,7 +34,11 @@ var ErrNoFork = errors.New("the log contains what was signed before: there is no
 // entry of the new log that the old one does not have says so. The old key,
 // verifier and anchor are kept beside the new ones, under the old origin's name.
 // After a crash it can be called again and goes on where it was.
-func Fork(ctx context.Context, dir string, log Forker, reason string, now time.Time) (origin string, err error) {
+//
+// A log that contains what the anchor says is ErrNoFork, unless force is set: an
+// anchor that was restored together with the database knows nothing of what was
+// signed after both.
+func Fork(ctx context.Context, dir string, log Forker, reason string, force bool, now time.Time) (origin string, err error) {
 	old, err := log.Origin(ctx)
 	if err != nil {
 		return "", err
@@ -45,7 +50,7 @@ func Fork(ctx context.Context, dir string, log Forker, reason string, now time.T
 	}
 	if next.Origin() != old { // else a crash came between the database and the files
 		signed, err := forkable(ctx, dir, log, old)
-		if err != nil {
+		if err != nil && !(force && errors.Is(err, ErrNoFork)) {
 			return "", errors.Join(err, os.Remove(path("log.key.new")))
 		}
 		tree, err := log.Tree(ctx)
@@ -124,10 +129,8 @@ func forkable(ctx context.Context, dir string, log Forker, origin string) (tlog.
 		return tlog.Tree{}, err
 	}
 	var signed tlog.Tree
-	if text, _, ok := strings.Cut(string(anchor), "\n\n"); ok {
-		if c, err := torchwood.ParseCheckpoint(text + "\n"); err == nil {
-			signed = c.Tree
-		}
+	if c, err := taglog.Parse(anchor); err == nil {
+		signed = c.Tree
 	}
 	key, err := OpenKey(dir, "", false)
 	if errors.Is(err, fs.ErrNotExist) {

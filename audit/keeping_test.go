@@ -246,8 +246,19 @@ func TestFork(t *testing.T) {
 		move(t, store, i)
 	}
 	run(t, audit.NewSigner(store, key, anchor, nil, quiet))()
-	if _, err := audit.Fork(t.Context(), dir, store, "why not", noon); !errors.Is(err, audit.ErrNoFork) {
+	if _, err := audit.Fork(t.Context(), dir, store, "why not", false, noon); !errors.Is(err, audit.ErrNoFork) {
 		t.Errorf("a log that is well: %v, want ErrNoFork", err)
+	}
+	whole := t.TempDir() // restored with its anchor: only who did it knows
+	for _, name := range []string{"log.key", "log.vkey", "anchor"} {
+		copyFile(t, filepath.Join(dir, name), filepath.Join(whole, name))
+	}
+	restored := openStore(t, whole)
+	for i := range 5 {
+		move(t, restored, i)
+	}
+	if origin, err := audit.Fork(t.Context(), whole, restored, "all of it is from the backup", true, noon); err != nil || origin == key.Origin() {
+		t.Errorf("fork of a log that looks well: %q, %v", origin, err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "log.key.new")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a key was left behind: %v", err)
@@ -256,13 +267,7 @@ func TestFork(t *testing.T) {
 		t.Run("crash "+crash, func(t *testing.T) {
 			older := t.TempDir()
 			for _, name := range []string{"log.key", "log.vkey", "anchor"} {
-				b, err := os.ReadFile(filepath.Join(dir, name))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(filepath.Join(older, name), b, 0o600); err != nil {
-					t.Fatal(err)
-				}
+				copyFile(t, filepath.Join(dir, name), filepath.Join(older, name))
 			}
 			store := openStore(t, older) // a backup of before
 			for i := range 3 {
@@ -279,14 +284,14 @@ func TestFork(t *testing.T) {
 				}
 			}
 			if crash != "none" {
-				if _, err := audit.Fork(t.Context(), older, log, "restored a backup", noon); err == nil {
+				if _, err := audit.Fork(t.Context(), older, log, "restored a backup", false, noon); err == nil {
 					t.Fatal("the crash did not happen")
 				}
 				if err := os.Remove(path("log.vkey.tidemark.test_log")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 					t.Fatal(err)
 				}
 			}
-			origin, err := audit.Fork(t.Context(), older, store, "restored a backup", noon)
+			origin, err := audit.Fork(t.Context(), older, store, "restored a backup", false, noon)
 			if err != nil || origin == "tidemark.test/log" {
 				t.Fatalf("fork as %q, %v", origin, err)
 			}
@@ -312,6 +317,17 @@ func TestFork(t *testing.T) {
 				t.Errorf("verified as %+v, %v", r, err)
 			}
 		})
+	}
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	b, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(to, b, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 

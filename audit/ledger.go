@@ -242,8 +242,9 @@ func (a Answer) Withheld() (head digest.Digest, until *time.Time, why string) {
 }
 
 func withheld(s State, r *Rule) (head digest.Digest, until *time.Time, why string) {
-	if s.Head == s.Served || !s.Known() {
-		return "", nil, ""
+	c, _ := s.candidate(s.Head)
+	if atOnce := !r.Mode.holdsBack() && r.Mode != Deny && s.Hold == nil && !c.Rejected; s.Head == s.Served || !s.Known() || atOnce {
+		return "", nil, "" // at once is with the next pull
 	}
 	return s.Head, s.until(r), s.why(r)
 }

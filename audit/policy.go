@@ -96,6 +96,12 @@ func (t *turn) end() (State, []Event) {
 	for i := range t.events {
 		e := &t.events[i].Policy
 		e.Rule, e.Mode, e.Served, e.SHA256 = t.rule.Name, t.rule.Mode, t.s.Served, t.p.SHA256()
+		if e.Mode == Deny {
+			e.Served = "" // whatever was served before the rule was made
+			if e.Effect != "" {
+				e.Effect = refusing
+			}
+		}
 	}
 	return t.s, t.events
 }
@@ -353,8 +359,11 @@ func (t *turn) enter(past Past, allAlong bool) {
 
 // serve decides what is served from here on, and tells what changed with it.
 // moved tells that the head is another than before, or is there again.
-func (t *turn) serve(moved bool) {
-	was := t.s.served()
+func (t *turn) serve(moved bool) { t.serveAfter(t.s.served(), moved) }
+
+// serveAfter is serve when it is was that clients got until now. It returns
+// whether something else is served than before the call.
+func (t *turn) serveAfter(was *Content, moved bool) bool {
 	next, reason, ok := t.choose()
 	if ok {
 		t.give(next)
@@ -378,6 +387,7 @@ func (t *turn) serve(moved bool) {
 		t.hold(effect)
 	}
 	t.starve()
+	return ok
 }
 
 // give serves c from here on. What came before it is no candidate any more.

@@ -61,7 +61,7 @@ type TagQuery struct {
 	Match      Glob
 	Held       *bool     // only those of which something is held back, or only others
 	Kept       bool      // only those whose served bytes are promised: State.Kept
-	MovedSince time.Time // the head is what it is since this time or later
+	MovedSince time.Time // the head is what it is since this time or later, and was another before
 	After      Ref       // refs that follow this one
 	Limit      int       // 0 is no limit
 }

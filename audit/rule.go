@@ -157,6 +157,9 @@ func Compile(text PolicyText) (*Policy, []PolicyError) {
 		} else if why != "" && i == len(text.Rules) {
 			errs = append(errs, PolicyError{"preset", "has no effect: " + why})
 		}
+		if j := slices.IndexFunc(p.rules, func(o *Rule) bool { return o.Name == r.Name }); own && j >= 0 && rt.Name != "" {
+			problems = append(problems, PolicyError{"name", fmt.Sprintf("rules[%d] has it already; entries of the ledger tell rules by their names", j)})
+		}
 		for _, e := range problems {
 			errs = append(errs, PolicyError{path + "." + e.Path, e.Message})
 		}
@@ -181,7 +184,12 @@ func reachable(t RuleText, before []RuleText, upstreams []string) string {
 	if g, err := ParseGlob(t.Match); err != nil {
 		return "" // told as what it is
 	} else if !g.possible() {
-		return fmt.Sprintf("%q matches no whole reference, which is upstream/repository:tag; did you mean %q?", t.Match, strings.TrimSuffix(t.Match, ":")+":*")
+		return fmt.Sprintf("%q matches no whole reference, which is upstream/repository:tag, such as docker.io/library/nginx:1.27", t.Match)
+	}
+	if rest, ok := strings.CutPrefix(t.Match, "docker.io/"); ok {
+		if repository, _, _ := strings.Cut(rest, ":"); !strings.Contains(repository, "/") && !strings.Contains(repository, "**") {
+			return fmt.Sprintf("Docker Hub's own images are below library; did you mean %q?", "docker.io/library/"+rest)
+		}
 	}
 	if name, _, ok := strings.Cut(t.Match, "/"); ok && upstreams != nil && !strings.ContainsAny(name, "*?") && !slices.Contains(upstreams, name) {
 		return fmt.Sprintf("%s is not one of the upstreams: %s", name, strings.Join(upstreams, ", "))

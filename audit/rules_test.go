@@ -256,6 +256,8 @@ func TestPoliciesThatMakeNoSense(t *testing.T) {
 		{audit.PolicyText{Rules: []audit.RuleText{{Match: "**", Mode: audit.Observe, OnDeleted: "forget"}}}, []string{`rules[0].on_deleted: "forget" is neither`}},
 		{audit.PolicyText{Rules: []audit.RuleText{{Match: "a/**", FullVersion: &yes, Mode: audit.Observe}, {Match: "a/**", FullVersion: &yes, Mode: audit.Alert}}}, []string{"rules[1].match: the rule has no effect: rules[0]"}},
 		{audit.PolicyText{Rules: []audit.RuleText{{Match: "**", Mode: audit.Observe}, {Match: "a/b:c", Mode: audit.Alert}}}, []string{"rules[1].match: the rule has no effect: rules[0]"}},
+		{audit.PolicyText{Rules: []audit.RuleText{{Match: "docker.io/nginx:*", Mode: audit.Observe}, {Match: "docker.io/*:latest", Mode: audit.Alert}}}, []string{`rules[0].match: the rule has no effect: Docker Hub's own images are below library; did you mean "docker.io/library/nginx:*"`, "rules[1].match"}},
+		{audit.PolicyText{Rules: []audit.RuleText{{Name: "n", Match: "a/**", Mode: audit.Observe}, {Name: "n", Match: "b/**", Mode: audit.Alert}}}, []string{"rules[1].name: rules[0] has it already"}},
 		{audit.PolicyText{Preset: "paranoid"}, []string{"preset"}},
 		{audit.PolicyText{Preset: "strict", Rules: []audit.RuleText{{Match: "**", Mode: audit.Observe}}}, []string{"preset: has no effect"}},
 	} {

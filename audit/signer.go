@@ -144,7 +144,7 @@ func (s *Signer) restore(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("the last checkpoint: %w", err)
 		}
-		if err := s.contains(ctx, c.Tree); err != nil {
+		if err := s.Contains(ctx, c.Tree); err != nil {
 			return err
 		}
 		s.mu.Lock()
@@ -156,21 +156,23 @@ func (s *Signer) restore(ctx context.Context) error {
 	return nil
 }
 
-// contains checks that the committed log begins with old.
-func (s *Signer) contains(ctx context.Context, old tlog.Tree) error {
+// Contains checks that the log, as it is in the store, begins with old: nil,
+// ErrRollback if it does not, or why it could not be read.
+func (s *Signer) Contains(ctx context.Context, old tlog.Tree) error {
 	tree, err := s.log.Tree(ctx)
 	if err != nil {
 		return fmt.Errorf("read the log: %w", err)
 	}
-	if tree.N < old.N {
-		return fmt.Errorf("%w: it has %d entries, a checkpoint was signed of %d", ErrRollback, tree.N, old.N)
-	}
-	return s.check(old)
+	return Contains(s.log, tree.N, old)
 }
 
-// check tells a log that has another root from one that could not be read.
-func (s *Signer) check(tree tlog.Tree) error {
-	err := taglog.Check(tree, s.log)
+// Contains checks that a log of so many entries begins with old, and tells one
+// that does not, ErrRollback, from one that could not be read.
+func Contains(log tlog.HashReader, entries int64, old tlog.Tree) error {
+	if entries < old.N {
+		return fmt.Errorf("%w: it has %d entries, a checkpoint was signed of %d", ErrRollback, entries, old.N)
+	}
+	err := taglog.Check(old, log)
 	if errors.Is(err, taglog.ErrRoot) {
 		return fmt.Errorf("%w: %w", ErrRollback, err)
 	}
@@ -237,10 +239,10 @@ func (s *Signer) signAfter(ctx context.Context, last Signed) error {
 	if tree.N == 0 || tree.N == last.Tree.N && s.now().Sub(last.At) < signAtAll {
 		return nil
 	}
-	if err := s.contains(ctx, last.Tree); err != nil {
+	if err := s.Contains(ctx, last.Tree); err != nil {
 		return err
 	}
-	if err := s.check(tree); err != nil {
+	if err := Contains(s.log, tree.N, tree); err != nil {
 		return err
 	}
 	note, err := taglog.Sign(s.key.Origin(), tree, s.key.Signer)

@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"fmt"
+	"iter"
 	"time"
 
 	"filippo.io/torchwood"
@@ -22,6 +23,8 @@ type Report struct {
 	Refs     int       `json:"refs"`
 	Since    int64     `json:"since,omitempty"` // size of the earlier checkpoint that this log contains
 	Problems []Problem `json:"problems"`
+
+	chains chains // what the entries say of every ref
 }
 
 // A Problem is something that a good log does not have. Index is -1 when it
@@ -47,7 +50,11 @@ func Verify(ctx context.Context, tiles torchwood.TileReader, checkpoint, since [
 	if since != nil {
 		old, err := taglog.Open(since, verifier)
 		if err != nil {
-			r.Problems = append(r.Problems, Problem{-1, "", "the earlier checkpoint: " + err.Error()})
+			what := "the earlier checkpoint: " + err.Error()
+			if other, e := taglog.Parse(since); e == nil && other.Origin != c.Origin {
+				what = fmt.Sprintf("the earlier checkpoint is of another log, %s: check it with that log's verifier; if this one was forked from it, its entry log.forked says so", other.Origin)
+			}
+			r.Problems = append(r.Problems, Problem{-1, "", what})
 			return r, nil
 		}
 		r.Since = old.N
@@ -60,14 +67,14 @@ func Verify(ctx context.Context, tiles torchwood.TileReader, checkpoint, since [
 	if err != nil {
 		return r, err
 	}
-	chains := make(chains)
+	r.chains = make(chains)
 	next := int64(0)
 	for index, leaf := range client.AllEntries(ctx, c.Tree, 0) {
 		if index != next {
 			r.Problems = append(r.Problems, Problem{next, "", fmt.Sprintf("entry %d follows %d", index, next-1)})
 		}
 		next = index + 1
-		if p := chains.add(index, leaf); p != nil {
+		if p := r.chains.add(index, leaf); p != nil {
 			r.Problems = append(r.Problems, *p)
 		}
 	}
@@ -79,8 +86,39 @@ func Verify(ctx context.Context, tiles torchwood.TileReader, checkpoint, since [
 	} else if next != c.N {
 		r.Problems = append(r.Problems, Problem{next, "", fmt.Sprintf("the log ends after %d of %d entries", next, c.N)})
 	}
-	r.Refs = len(chains)
+	for _, l := range r.chains {
+		if l.head != "" {
+			r.Refs++
+		}
+	}
 	return r, nil
+}
+
+// CheckTags compares what a store serves with what the entries that were verified
+// say: the tables are derived from the log, and answer the pulls. Tags that were
+// written after the checkpoint are left out.
+func (r *Report) CheckTags(tags iter.Seq2[Tag, error]) error {
+	if len(r.Problems) > 0 {
+		return nil // of a log that is not what it should be nothing is known
+	}
+	seen := 0
+	for t, err := range tags {
+		if err != nil {
+			return err
+		}
+		seen++
+		if t.State.Index >= r.Size {
+			continue
+		}
+		l := r.chains[t.Ref]
+		if what := l.contradicts(t.State); what != "" {
+			r.Problems = append(r.Problems, Problem{l.index, t.Ref.String(), "the table of tags contradicts this entry: " + what})
+		}
+	}
+	if seen < r.Refs {
+		r.Problems = append(r.Problems, Problem{-1, "", fmt.Sprintf("the table of tags has %d, the log %d", seen, r.Refs)})
+	}
+	return nil
 }
 
 // extends proves that new contains old, or says why it does not.
@@ -110,6 +148,24 @@ type link struct {
 	head    digest.Digest
 	after   time.Time // NotAfter of the last event
 	deleted bool
+	index   int64         // of the last event of any type
+	served  digest.Digest // that it says is served
+	denied  bool          // it says that nothing is, whatever is recorded
+}
+
+// contradicts returns how a state differs from what the log says of it, or "".
+func (l link) contradicts(s State) string {
+	switch {
+	case s.Head != l.head:
+		return fmt.Sprintf("upstream's digest is %s there, %s here", s.Head, l.head)
+	case s.Served != l.served && !l.denied:
+		return fmt.Sprintf("%s is served there, %s here", s.Served, l.served)
+	case s.Deleted.IsZero() == l.deleted:
+		return fmt.Sprintf("it is deleted there: %t", !s.Deleted.IsZero())
+	case s.Index != l.index:
+		return fmt.Sprintf("its last entry is %d there", s.Index)
+	}
+	return ""
 }
 
 func (c chains) add(index int64, leaf []byte) *Problem {
@@ -117,10 +173,16 @@ func (c chains) add(index int64, leaf []byte) *Problem {
 	if err != nil {
 		return &Problem{index, "", err.Error()}
 	}
-	if !e.Type.Moves() && e.Type != Deleted {
+	if e.Ref == (Ref{}) {
 		return nil
 	}
 	last, known := c[e.Ref]
+	next := last
+	next.index, next.served, next.denied = index, e.Policy.Served, e.Policy.Mode == Deny
+	defer func() { c[e.Ref] = next }()
+	if !e.Type.Moves() && e.Type != Deleted {
+		return nil
+	}
 	problem := func(format string, args ...any) *Problem {
 		return &Problem{index, e.Ref.String(), fmt.Sprintf(format, args...)}
 	}
@@ -136,10 +198,9 @@ func (c chains) add(index int64, leaf []byte) *Problem {
 	case known && (e.Interval.NotBefore == nil || e.Interval.NotBefore.Before(last.after) || e.Interval.NotAfter.Before(*e.Interval.NotBefore)):
 		return problem("its interval overlaps the one before")
 	}
-	next := link{last.head, e.Interval.NotAfter, e.Type == Deleted}
+	next.after, next.deleted = e.Interval.NotAfter, e.Type == Deleted
 	if e.Type.Moves() {
 		next.head = e.New.Digest
 	}
-	c[e.Ref] = next
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"tidemark/audit"
@@ -65,6 +66,68 @@ func TestGoodLogVerifies(t *testing.T) {
 	r, err := audit.Verify(t.Context(), storeTiles(store), sign(t, store, key), since, key.Verifier)
 	if err != nil || len(r.Problems) > 0 || r.Size != 600 || r.Refs != 7 || r.Since != 300 {
 		t.Errorf("report is %+v, %v", r, err)
+	}
+}
+
+// What pulls are answered from is compared with the entries: a table that was
+// changed behind their back is found, and the entry named that it contradicts.
+func TestTableOfTagsIsCheckedAgainstTheLog(t *testing.T) {
+	store, key := openStore(t, t.TempDir()), openKey(t, t.TempDir())
+	for i := range 5 {
+		for _, tag := range []string{"a", "b"} {
+			if _, err := audittest.Move(t.Context(), store, audittest.Ref(tag), fmt.Sprint(tag, i), noon.Add(time.Duration(i)*time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	checkpoint := sign(t, store, key)
+	verify := func(change func(*audit.Tag) bool) []audit.Problem {
+		t.Helper()
+		r, err := audit.Verify(t.Context(), storeTiles(store), checkpoint, nil, key.Verifier)
+		if err != nil || len(r.Problems) > 0 {
+			t.Fatalf("report is %+v, %v", r, err)
+		}
+		err = r.CheckTags(func(yield func(audit.Tag, error) bool) {
+			for tag, err := range store.EachTag(t.Context(), audit.TagQuery{}) {
+				if tag.Ref == audittest.Ref("a") && !change(&tag) {
+					continue
+				}
+				if !yield(tag, err) {
+					return
+				}
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Problems
+	}
+	if got := verify(func(*audit.Tag) bool { return true }); len(got) > 0 {
+		t.Errorf("a good table: %v", got)
+	}
+	bad := digest.FromString("bad")
+	for _, tt := range []struct {
+		name, want string
+		change     func(*audit.Tag) bool
+	}{
+		{"another digest is served", "is served there", func(tag *audit.Tag) bool { tag.State.Served = bad; return true }},
+		{"another head", "upstream's digest is", func(tag *audit.Tag) bool { tag.State.Head = bad; return true }},
+		{"deleted", "deleted there: true", func(tag *audit.Tag) bool { tag.State.Deleted = noon; return true }},
+		{"another entry", "last entry is 6 there", func(tag *audit.Tag) bool { tag.State.Index = 6; return true }},
+		{"a tag too few", "has 1, the log 2", func(*audit.Tag) bool { return false }},
+		{"a tag that never was", "upstream's digest is", func(tag *audit.Tag) bool { tag.Ref.Tag = "never"; return true }},
+	} {
+		if got := verify(tt.change); len(got) != 1 || !strings.Contains(got[0].What, tt.want) {
+			t.Errorf("%s: want one problem that says %q, got %v", tt.name, tt.want, got)
+		}
+	}
+	for i := range 3 { // what is newer than the checkpoint is not known to it
+		if _, err := audittest.Move(t.Context(), store, audittest.Ref("a"), fmt.Sprint("newer", i), noon.Add(time.Hour+time.Duration(i)*time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := verify(func(*audit.Tag) bool { return true }); len(got) > 0 {
+		t.Errorf("a table that is ahead: %v", got)
 	}
 }
 

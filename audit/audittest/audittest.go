@@ -343,8 +343,10 @@ func events(t *testing.T, open func() Store) {
 func tags(t *testing.T, open func() Store) {
 	s := open()
 	for i, tag := range []string{"b", "a", "c"} {
+		mustMove(t, s, Ref(tag), "before", start.Add(-time.Hour))
 		mustMove(t, s, Ref(tag), tag, start.Add(time.Duration(i)*time.Hour))
 	}
+	mustMove(t, s, Ref("d"), "first", start.Add(3*time.Hour)) // seen, not moved
 	glob := func(p string) audit.Glob {
 		g, err := audit.ParseGlob(p)
 		if err != nil {
@@ -357,8 +359,8 @@ func tags(t *testing.T, open func() Store) {
 		q    audit.TagQuery
 		want string
 	}{
-		{"all, sorted", audit.TagQuery{}, "[a b c]"},
-		{"pattern", audit.TagQuery{Match: glob("docker.io/*/app:?")}, "[a b c]"},
+		{"all, sorted", audit.TagQuery{}, "[a b c d]"},
+		{"pattern", audit.TagQuery{Match: glob("docker.io/*/app:?")}, "[a b c d]"},
 		{"any", audit.TagQuery{Match: glob("**:b")}, "[b]"},
 		{"moved since", audit.TagQuery{MovedSince: start.Add(time.Hour)}, "[a c]"},
 		{"next page", audit.TagQuery{After: Ref("a"), Limit: 1}, "[b]"},

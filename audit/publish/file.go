@@ -6,16 +6,22 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
 
-	"filippo.io/torchwood"
+	"golang.org/x/mod/sumdb/tlog"
 
 	"tidemark/audit"
+	"tidemark/audit/taglog"
 )
 
 // A File always holds the newest checkpoint. It is replaced whole, and never by
-// one of the same log that has fewer entries.
-type File struct{ Path string }
+// one of the same log that has fewer entries or another history: what it holds
+// then is the proof that the log was taken back.
+type File struct {
+	Path string
+
+	// Contains checks that the log contains a tree that it signed before.
+	Contains func(context.Context, tlog.Tree) error
+}
 
 // Name implements Sink.
 func (f File) Name() string { return "file " + f.Path }
@@ -24,29 +30,21 @@ func (f File) Name() string { return "file " + f.Path }
 func (f File) ID() string { return f.Name() }
 
 // Put implements Sink.
-func (f File) Put(_ context.Context, signed audit.Signed) error {
+func (f File) Put(ctx context.Context, signed audit.Signed) error {
 	before, err := os.ReadFile(f.Path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	had, err := parse(before)
-	if err == nil {
-		has, err := parse(signed.Note)
+	if had, err := taglog.Parse(before); err == nil {
+		has, err := taglog.Parse(signed.Note)
 		if err != nil {
 			return err
 		}
-		if had.Origin == has.Origin && had.N > has.N {
-			return fmt.Errorf("%s has a checkpoint of %d entries of this log, more than the %d it has now", f.Path, had.N, has.N)
+		if had.Origin == has.Origin {
+			if err := f.Contains(ctx, had.Tree); err != nil {
+				return fmt.Errorf("%s has a checkpoint of %d entries of this log and is left as it is: %w", f.Path, had.N, err)
+			}
 		}
 	}
 	return audit.WriteFile(f.Path, signed.Note, 0o644)
-}
-
-// parse reads a signed checkpoint without looking at its signature.
-func parse(signed []byte) (torchwood.Checkpoint, error) {
-	text, _, ok := strings.Cut(string(signed), "\n\n")
-	if !ok {
-		return torchwood.Checkpoint{}, errors.New("not a signed checkpoint")
-	}
-	return torchwood.ParseCheckpoint(text + "\n")
 }

@@ -5,7 +5,9 @@ package publish
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -35,11 +37,14 @@ type Publisher struct {
 	sinks  []Sink
 	log    zerolog.Logger
 	grown  []chan struct{} // one for each sink, holds one
+
+	mu       sync.Mutex
+	troubles map[string]error // why a sink, by its name, does not have the newest checkpoint
 }
 
 // New returns a publisher of what last returns. It starts nothing.
 func New(origin string, last func() audit.Signed, m audit.Memory, sinks []Sink, log zerolog.Logger) *Publisher {
-	p := &Publisher{last: last, origin: origin, memory: m, sinks: sinks, log: log}
+	p := &Publisher{last: last, origin: origin, memory: m, sinks: sinks, log: log, troubles: make(map[string]error)}
 	for range sinks {
 		p.grown = append(p.grown, make(chan struct{}, 1))
 	}
@@ -78,6 +83,7 @@ func (p *Publisher) serve(ctx context.Context, s Sink, grown <-chan struct{}) {
 	wait := time.Duration(0)
 	for {
 		err := p.put(ctx, s)
+		p.note(s, err)
 		var again <-chan time.Time
 		switch {
 		case ctx.Err() != nil:
@@ -103,6 +109,28 @@ func (p *Publisher) serve(ctx context.Context, s Sink, grown <-chan struct{}) {
 			return
 		}
 	}
+}
+
+func (p *Publisher) note(s Sink, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err == nil {
+		delete(p.troubles, s.Name())
+		return
+	}
+	p.troubles[s.Name()] = err
+}
+
+// Troubles are why sinks do not have the newest checkpoint, in order of their
+// names.
+func (p *Publisher) Troubles() []error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []error
+	for _, name := range slices.Sorted(maps.Keys(p.troubles)) {
+		out = append(out, fmt.Errorf("%s: %w", name, p.troubles[name]))
+	}
+	return out
 }
 
 // put brings the newest checkpoint to s, if it is not there.

@@ -119,6 +119,9 @@ func TestNewestCheckpointReachesEverySink(t *testing.T) {
 		p.Signed()
 		synctest.Wait()
 		s.want(t, 1, 2, 3)
+		if got := fmt.Sprint(p.Troubles()); got != "[test: 503]" {
+			t.Errorf("troubles are %s", got)
+		}
 		for n := int64(4); n < 10; n++ {
 			sign(n)
 			p.Signed()
@@ -134,6 +137,9 @@ func TestNewestCheckpointReachesEverySink(t *testing.T) {
 		s.want(t, 1, 2, 3, 9, 9)
 		time.Sleep(24 * time.Hour)
 		s.want(t, 1, 2, 3, 9, 9)
+		if got := p.Troubles(); len(got) > 0 {
+			t.Errorf("troubles are %v after it was mended", got)
+		}
 		stop()
 		_, stop = start()
 		s.want(t, 1, 2, 3, 9, 9)
@@ -149,16 +155,29 @@ func TestNewestCheckpointReachesEverySink(t *testing.T) {
 	})
 }
 
-// A file always holds the newest checkpoint, and never goes back within a log.
-func TestFileNeverGoesBack(t *testing.T) {
-	f := publish.File{Path: filepath.Join(t.TempDir(), "checkpoint")}
+// A file always holds the newest checkpoint. What the log does not contain any
+// more, because it was taken back, is left there: it is the proof. That is told
+// until it is mended, and another log's checkpoint takes its place.
+func TestFileIsAWitness(t *testing.T) {
+	var back error
+	asked := []int64{}
+	f := publish.File{Path: filepath.Join(t.TempDir(), "checkpoint"), Contains: func(_ context.Context, tree tlog.Tree) error {
+		asked = append(asked, tree.N)
+		return back
+	}}
 	for _, n := range []int64{1, 5, 5} {
 		if err := f.Put(t.Context(), signed(n)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := f.Put(t.Context(), signed(4)); err == nil || !strings.Contains(err.Error(), "more than the 4") {
-		t.Errorf("an older checkpoint: %v", err)
+	if fmt.Sprint(asked) != "[1 5]" {
+		t.Errorf("it was looked whether the log contains %v, want what was published", asked)
+	}
+	back = audit.ErrRollback
+	for _, n := range []int64{4, 5, 6} {
+		if err := f.Put(t.Context(), signed(n)); !errors.Is(err, audit.ErrRollback) || !strings.Contains(err.Error(), "checkpoint of 5 entries") {
+			t.Errorf("%d entries of a log that was taken back: %v", n, err)
+		}
 	}
 	if got, err := os.ReadFile(f.Path); err != nil || !bytes.Equal(got, signed(5).Note) {
 		t.Errorf("the file holds %q, %v", got, err)

@@ -58,7 +58,7 @@ func (w *Webhook) ID() string {
 func (w *Webhook) Put(ctx context.Context, signed audit.Signed) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.address.String(), bytes.NewReader(signed.Note))
 	if err != nil {
-		return errors.New("webhook: the address cannot be posted to")
+		return errors.New("the address cannot be posted to")
 	}
 	sum := sha256.Sum256(signed.Note)
 	id := "checkpoint-" + strconv.FormatInt(signed.Tree.N, 10) + "-" + base64.RawURLEncoding.EncodeToString(sum[:9])
@@ -77,14 +77,14 @@ func (w *Webhook) Put(ctx context.Context, signed audit.Signed) error {
 		if errors.As(err, &ue) {
 			err = ue.Err // without the address
 		}
-		return fmt.Errorf("%s: %w", w.Name(), err)
+		return err
 	}
 	defer resp.Body.Close()
 	if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10)); err != nil {
-		return fmt.Errorf("%s: %w", w.Name(), err)
+		return err
 	}
 	if resp.StatusCode/100 != 2 {
-		return fmt.Errorf("%s: %s", w.Name(), resp.Status)
+		return errors.New("answered " + resp.Status)
 	}
 	return nil
 }

@@ -37,7 +37,8 @@ func (s *Store) EachTag(ctx context.Context, q audit.TagQuery) iter.Seq2[audit.T
 		where := []string{"(r.upstream, r.repository, r.tag) > (?, ?, ?)"}
 		args := []any{q.After.Upstream, q.After.Repository, q.After.Tag}
 		if !q.MovedSince.IsZero() {
-			where, args = append(where, "t.head_since >= ?"), append(args, millis(q.MovedSince))
+			where = append(where, "t.head_since >= ?", "EXISTS (SELECT 1 FROM tag_interval h WHERE h.ref_id = t.ref_id AND h.ended IS NOT NULL)")
+			args = append(args, millis(q.MovedSince))
 		}
 		// What the pattern begins with bounds the rows that are looked at.
 		if upstream, rest, whole := strings.Cut(q.Match.Prefix(), "/"); whole {

@@ -72,7 +72,7 @@ func (cl *client) get(ctx context.Context, path string, query url.Values) ([]byt
 // open sends a request and returns the answer if it is a good one.
 func (cl *client) open(ctx context.Context, method, address string, body io.Reader) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, address, body)
-	if err != nil {
+	if err != nil || req.URL.Scheme != "http" && req.URL.Scheme != "https" || req.URL.Host == "" {
 		return nil, usage(fmt.Errorf("--server %q is not an address such as %s", cl.server, defaultServer))
 	}
 	if cl.token != "" {
@@ -95,10 +95,15 @@ func (cl *client) open(ctx context.Context, method, address string, body io.Read
 	}
 	var e struct{ Error admin.Error }
 	if json.Unmarshal(answer, &e) == nil && e.Error.Message != "" {
-		return nil, fmt.Errorf("%s: %s", cl.server, e.Error.Message)
+		return nil, &refusedError{cl.server, e.Error.Code, e.Error.Message}
 	}
-	return nil, fmt.Errorf("%s: %s", req.URL.Redacted(), resp.Status)
+	return nil, fmt.Errorf("%s: %s; is --server the admin address, such as %s?", req.URL.Redacted(), resp.Status, defaultServer)
 }
+
+// A refusedError is an answer of the API that is an error.
+type refusedError struct{ server, code, message string }
+
+func (e *refusedError) Error() string { return e.server + ": " + e.message }
 
 // postTime bounds a call that changes or computes something: a replay of years
 // of history takes a while.

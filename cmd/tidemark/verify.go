@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"strings"
@@ -48,13 +50,19 @@ checkpoints that --save writes, somewhere else.`,
 			if since, err = os.ReadFile(sinceFile); err != nil {
 				return usage(err)
 			}
+			if _, err := taglog.Parse(since); err != nil {
+				return usage(fmt.Errorf("--since %s: %w", sinceFile, err))
+			}
 		}
 		var v *verification
 		var err error
 		if dataDir != "" {
+			if c.Flags().Changed("server") {
+				return usage(errors.New("--data and --server exclude each other"))
+			}
 			v, err = dataVerification(ctx, dataDir, vkeyFile)
 		} else {
-			v, err = cl.verification(c, vkeyFile)
+			v, err = cl.verification(c, vkeyFile, since != nil)
 		}
 		if err != nil {
 			return err
@@ -63,6 +71,14 @@ checkpoints that --save writes, somewhere else.`,
 		report, err := audit.Verify(ctx, v.tiles, v.checkpoint, since, v.verifier)
 		if err != nil {
 			return err
+		}
+		if v.lost != "" {
+			report.Problems = append([]audit.Problem{{Index: -1, What: v.lost}}, report.Problems...)
+		}
+		if v.tags != nil {
+			if err := report.CheckTags(v.tags); err != nil {
+				return err
+			}
 		}
 		if *asJSON {
 			if err := printJSON(c, report); err != nil {
@@ -90,12 +106,15 @@ type verification struct {
 	tiles      torchwood.TileReader
 	checkpoint []byte
 	verifier   note.Verifier
-	unsigned   int64 // entries beyond the checkpoint
+	unsigned   int64                       // entries beyond the checkpoint
+	lost       string                      // what was signed and is not in the log, or ""
+	tags       iter.Seq2[audit.Tag, error] // the table of tags, nil if it cannot be seen
 	close      func()
 }
 
-// verification is of a running server.
-func (cl *client) verification(c *cobra.Command, vkeyFile string) (*verification, error) {
+// verification is of a running server. That nothing is signed is wrong if there
+// is something to sign, or there was.
+func (cl *client) verification(c *cobra.Command, vkeyFile string, signedBefore bool) (*verification, error) {
 	ctx := c.Context()
 	verifier, err := cl.verifier(c, vkeyFile)
 	if err != nil {
@@ -106,6 +125,9 @@ func (cl *client) verification(c *cobra.Command, vkeyFile string) (*verification
 		return nil, err
 	}
 	checkpoint, err := cl.get(ctx, "/log/checkpoint", nil)
+	if refusal := new(refusedError); errors.As(err, &refusal) && refusal.code == "not_signed" && (unsigned > 0 || signedBefore) {
+		return nil, &exitError{exitWrong, err}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +135,7 @@ func (cl *client) verification(c *cobra.Command, vkeyFile string) (*verification
 	if err != nil {
 		return nil, usage(err)
 	}
-	return &verification{tiles, checkpoint, verifier, unsigned, func() {}}, nil
+	return &verification{tiles: tiles, checkpoint: checkpoint, verifier: verifier, unsigned: unsigned, close: func() {}}, nil
 }
 
 // dataVerification is of a data folder. What it contains must be what the anchor
@@ -132,13 +154,16 @@ func dataVerification(ctx context.Context, dir, vkeyFile string) (*verification,
 	}
 	checkpoint, err := os.ReadFile(filepath.Join(dir, "anchor"))
 	if err != nil {
-		return nil, fmt.Errorf("nothing was signed in this folder: %w", err)
+		return nil, fmt.Errorf("nothing was signed in this folder yet: %w", err)
 	}
 	store, err := sqlite.OpenReadOnly(ctx, filepath.Join(dir, "audit.db"))
 	if err != nil {
 		return nil, err
 	}
-	v := &verification{tiles: audit.Tiles{Hashes: store, Leaves: store}, checkpoint: checkpoint, verifier: verifier, close: func() { _ = store.Close() }} // it was only read
+	v := &verification{
+		tiles: audit.Tiles{Hashes: store, Leaves: store}, checkpoint: checkpoint, verifier: verifier,
+		tags: store.EachTag(ctx, audit.TagQuery{}), close: func() { _ = store.Close() }, // it was only read
+	}
 	tree, err := store.Tree(ctx)
 	if err != nil {
 		v.close()
@@ -146,6 +171,9 @@ func dataVerification(ctx context.Context, dir, vkeyFile string) (*verification,
 	}
 	if c, err := taglog.Open(checkpoint, verifier); err == nil {
 		v.unsigned = max(0, tree.N-c.N)
+		if err := audit.Contains(store, tree.N, c.Tree); errors.Is(err, audit.ErrRollback) {
+			v.lost = err.Error()
+		}
 	}
 	return v, nil
 }

@@ -181,7 +181,7 @@ func (s *server) wirePublisher() error {
 	var sinks []publish.Sink
 	for _, p := range s.cfg.Audit.Publish {
 		if p.Type == config.PublishFile {
-			sinks = append(sinks, publish.File{Path: p.Path})
+			sinks = append(sinks, publish.File{Path: p.Path, Contains: s.signer.Contains})
 			continue
 		}
 		hook, err := publish.NewWebhook(string(p.URL), string(p.Secret))
@@ -400,6 +400,9 @@ func (s *server) warnings() []string {
 	}
 	if err := s.ledger.Unwritable(); err != nil {
 		out = append(out, "the ledger could not be written: tags keep the digest recorded last, new tags are refused: "+err.Error())
+	}
+	for _, err := range s.publisher.Troubles() {
+		out = append(out, "the checkpoint could not be published: "+err.Error())
 	}
 	if total, free, err := disk.Space(s.data.path); err != nil {
 		out = append(out, "free space is unknown: "+err.Error())

@@ -18,7 +18,11 @@ import (
 func (h *Handler) checkpoint(w http.ResponseWriter, _ *http.Request) {
 	signed := h.o.Signer.Last()
 	if len(signed.Note) == 0 {
-		writeError(w, &Error{http.StatusNotFound, "not_signed", "nothing was signed yet"})
+		why := "nothing was signed yet"
+		if err := h.o.Signer.Err(); err != nil {
+			why = "nothing is signed: " + err.Error()
+		}
+		writeError(w, &Error{http.StatusNotFound, "not_signed", why})
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
