@@ -42,6 +42,12 @@ func (e *ConflictError) Error() string {
 	return fmt.Sprintf("%s: %s; pending is %s", e.Ref, e.What, e.Pending)
 }
 
+// neverSeen is fs.ErrNotExist in the words of a ledger.
+type neverSeen struct{ ref Ref }
+
+func (e neverSeen) Error() string { return e.ref.String() + " was never seen here" }
+func (neverSeen) Unwrap() error   { return fs.ErrNotExist }
+
 // ErrReason reports a decision without a reason that can be recorded.
 var ErrReason = errors.New("a decision needs its reason: up to 1000 bytes of text, without control characters")
 
@@ -61,7 +67,7 @@ func (p *Policy) Decide(ref Ref, r Record, d Decision, now time.Time) (State, []
 	case !validReason(d.Reason):
 		return State{}, nil, ErrReason
 	case !t.s.Known():
-		return State{}, nil, fmt.Errorf("%s was never seen here: %w", ref, fs.ErrNotExist)
+		return State{}, nil, neverSeen{ref}
 	}
 	if t.rule.Mode == Deny && (d.Action == Approve || d.Action == HoldAt) {
 		return State{}, nil, t.conflict("rule %q denies it: nothing is served, whatever is decided; change the rule", t.rule.Name)

@@ -263,7 +263,7 @@ func (l *Ledger) Resolve(ctx context.Context, ref Ref, ask Ask) (Answer, error) 
 		return servable(ref, Answer{State: r.state, Rule: r.rule})
 	}
 	if rule := l.policy.Load().Rule(ref); rule.Mode == Deny {
-		return Answer{}, fmt.Errorf("%s: rule %q: %w", ref, rule.Name, ErrDenied)
+		return servable(ref, Answer{Rule: rule}) // nobody is asked
 	}
 	// The ask is everybody's: it goes on when the one who caused it leaves.
 	ch := l.flights.DoChan(ref.String(), func() (any, error) {
@@ -292,17 +292,27 @@ func (l *Ledger) Resolve(ctx context.Context, ref Ref, ask Ask) (Answer, error) 
 
 // servable refuses an answer that has nothing to serve.
 func servable(ref Ref, a Answer) (Answer, error) {
-	switch {
-	case a.Served == "":
-		until := ""
-		if t := a.State.until(a.Rule); t != nil {
-			until = " until " + t.Format(time.RFC3339)
-		}
-		return Answer{}, fmt.Errorf("%s: rule %q%s: %w", ref, a.Rule.Name, until, ErrTooNew)
-	case !a.Deleted.IsZero() && a.Hold == nil && a.Rule.OnDeleted == DeletedRefuse:
-		return Answer{}, fmt.Errorf("%s: since %s: %w", ref, a.Deleted.Format(time.RFC3339), ErrDeleted)
+	if err := refusal(a.State, a.Rule); err != nil {
+		return Answer{}, fmt.Errorf("%s: %w", ref, err)
 	}
 	return a, nil
+}
+
+// refusal is why nothing is served by a rule, or nil.
+func refusal(s State, r *Rule) error {
+	switch {
+	case r.Mode == Deny:
+		return fmt.Errorf("rule %q: %w", r.Name, ErrDenied)
+	case s.Served == "":
+		until := ""
+		if t := s.until(r); t != nil {
+			until = " until " + t.Format(time.RFC3339)
+		}
+		return fmt.Errorf("rule %q%s: %w", r.Name, until, ErrTooNew)
+	case !s.Deleted.IsZero() && s.Hold == nil && r.OnDeleted == DeletedRefuse:
+		return fmt.Errorf("since %s: %w", s.Deleted.Format(time.RFC3339), ErrDeleted)
+	}
+	return nil
 }
 
 // known returns what is recorded of ref, from memory or from the store, and the

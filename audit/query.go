@@ -27,6 +27,14 @@ func (t Tag) Withheld() (head digest.Digest, until *time.Time, why string) {
 	return withheld(t.State, t.Rule)
 }
 
+// Serves is the digest that clients get, "" if a rule refuses them.
+func (t Tag) Serves() digest.Digest {
+	if refusal(t.State, t.Rule) != nil {
+		return ""
+	}
+	return t.State.Served
+}
+
 // A Stint is a time in which a ref meant one digest.
 type Stint struct {
 	Digest        digest.Digest

@@ -101,6 +101,7 @@ type Rule struct {
 	match       Glob
 	tag         *regexp.Regexp
 	fullVersion *bool
+	conditions  string // what it matches, in words
 }
 
 // defaultTenure is how long a digest that a rule holds back must have been the
@@ -228,7 +229,7 @@ func compileRule(t RuleText) (*Rule, []PolicyError) {
 	}
 	r := &Rule{
 		Name: t.Name, Mode: t.Mode, Age: t.Age, Tenure: defaultTenure, MaxLag: t.MaxLag,
-		OnStarved: t.OnStarved, OnNew: t.OnNew, OnDeleted: t.OnDeleted, fullVersion: t.FullVersion,
+		OnStarved: t.OnStarved, OnNew: t.OnNew, OnDeleted: t.OnDeleted, fullVersion: t.FullVersion, conditions: t.conditions(),
 	}
 	if r.Name == "" {
 		r.Name = t.conditions()
@@ -312,6 +313,39 @@ func (p *Policy) Refuses() []string {
 		}
 	}
 	return names
+}
+
+// Rules are the rules in effect, those of the preset and the implicit last one
+// included, each in a line, in the order in which they are tried.
+func (p *Policy) Rules() []string {
+	var out []string
+	if p != nil {
+		for _, r := range p.rules {
+			out = append(out, r.String())
+		}
+	}
+	return append(out, last.String())
+}
+
+// String is the rule with every default.
+func (r *Rule) String() string {
+	what, name := "", r.Name
+	switch {
+	case r == last:
+		what, name = "everything else", ""
+	case r.conditions == name:
+		what, name = name, ""
+	default:
+		what, name = r.conditions, fmt.Sprintf(" %q", name)
+	}
+	s := fmt.Sprintf("%-9s  %s%s", r.Mode, what, name)
+	if r.Mode == Cooldown {
+		s += fmt.Sprintf("  age %v, tenure %v, max_lag %v, on_starved %s, on_new %s", r.Age, r.Tenure, r.MaxLag, r.OnStarved, r.OnNew)
+	}
+	if r.OnDeleted == DeletedRefuse {
+		s += "  on_deleted " + r.OnDeleted
+	}
+	return s
 }
 
 // Rule returns the first rule that matches ref.

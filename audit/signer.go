@@ -144,7 +144,7 @@ func (s *Signer) restore(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("the last checkpoint: %w", err)
 		}
-		if err := s.Contains(ctx, c.Tree); err != nil {
+		if err := s.contains(ctx, c.Tree); err != nil {
 			return err
 		}
 		s.mu.Lock()
@@ -156,9 +156,22 @@ func (s *Signer) restore(ctx context.Context) error {
 	return nil
 }
 
-// Contains checks that the log, as it is in the store, begins with old: nil,
-// ErrRollback if it does not, or why it could not be read.
-func (s *Signer) Contains(ctx context.Context, old tlog.Tree) error {
+// Follows checks that the log contains what before, a checkpoint that was published,
+// says: nil, ErrRollback if it does not, or why that could not be told. What is not
+// signed by this log says nothing about it.
+func (s *Signer) Follows(ctx context.Context, before []byte) error {
+	c, err := taglog.Open(before, s.key.Verifier)
+	if err != nil {
+		return nil
+	}
+	if err := s.contains(ctx, c.Tree); err != nil {
+		return fmt.Errorf("a checkpoint of %d entries: %w", c.N, err)
+	}
+	return nil
+}
+
+// contains checks that the log, as it is in the store, begins with old.
+func (s *Signer) contains(ctx context.Context, old tlog.Tree) error {
 	tree, err := s.log.Tree(ctx)
 	if err != nil {
 		return fmt.Errorf("read the log: %w", err)
@@ -239,7 +252,7 @@ func (s *Signer) signAfter(ctx context.Context, last Signed) error {
 	if tree.N == 0 || tree.N == last.Tree.N && s.now().Sub(last.At) < signAtAll {
 		return nil
 	}
-	if err := s.Contains(ctx, last.Tree); err != nil {
+	if err := s.contains(ctx, last.Tree); err != nil {
 		return err
 	}
 	if err := Contains(s.log, tree.N, tree); err != nil {

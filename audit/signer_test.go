@@ -102,6 +102,32 @@ func TestLogIsSignedSoonAndAtLeastDaily(t *testing.T) {
 	})
 }
 
+// What was published before is compared with the log: a log that does not contain
+// it was taken back. What others signed says nothing.
+func TestLogFollowsWhatWasPublished(t *testing.T) {
+	store, key := openStore(t, t.TempDir()), openKey(t, t.TempDir())
+	for i := range 3 {
+		move(t, store, i)
+	}
+	other := openStore(t, t.TempDir())
+	for i := range 4 {
+		move(t, other, 100+i)
+	}
+	s := audit.NewSigner(store, key, filepath.Join(t.TempDir(), "anchor"), nil, quiet)
+	for name, before := range map[string][]byte{"nothing": nil, "no checkpoint": []byte("hello"), "its own": sign(t, store, key), "another key's": sign(t, other, openKey(t, t.TempDir()))} {
+		if err := s.Follows(t.Context(), before); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	longer := sign(t, other, key)
+	for range 2 { // shorter than what was published, and as long again
+		if err := s.Follows(t.Context(), longer); !errors.Is(err, audit.ErrRollback) || !strings.Contains(err.Error(), "checkpoint of 4 entries") {
+			t.Errorf("another history: %v", err)
+		}
+		move(t, store, 3)
+	}
+}
+
 // A database that is older than the anchor, or another one, is noticed at the
 // start and is not signed; nor is one whose key is gone.
 func TestRollbackIsNoticedAndNotSigned(t *testing.T) {

@@ -199,7 +199,8 @@ type Rule struct {
 
 // Keep bounds the history whose bytes are kept.
 type Keep struct {
-	// Digests are the newest digests of a tag that are kept; 0 keeps none.
+	// Digests are the newest digests of a tag that are kept; 0 of these, or of
+	// the days, keeps none.
 	Digests int `yaml:"digests"`
 	// Days are for how long after the tag meant them.
 	Days int `yaml:"days"`

@@ -45,9 +45,6 @@ func (c *Config) validate(d *decoder) {
 
 func (c *Config) validateAudit(d *decoder) {
 	a := &c.Audit
-	if (a.Keep.Digests == 0) != (a.Keep.Days == 0) {
-		d.fail("audit.keep", nil, "digests and days go together: both bound what is kept, 0 of either keeps nothing")
-	}
 	if a.DeleteAfter.Observations == 0 {
 		d.fail("audit.delete_after.observations", nil, "a tag cannot be deleted without an answer that says so")
 	}

@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -31,6 +32,8 @@ import (
 //	pull REF NAME                 pull a tag, which must mean the image NAME
 //	await REF NAME                pull a tag until it means the image NAME
 //	tamper INDEX                  change a byte of an entry in the stopped server's database
+//	tamper served                 change what every tag serves in its tables
+//	warned TEXT                   wait until /readyz has a warning with this text
 //	tidemark args                 a client command against the server
 //	exits CODE args               the same, with the exit code it must have
 //
@@ -55,6 +58,7 @@ func TestStories(t *testing.T) {
 			"await":    awaitCommand,
 			"reload":   reloadCommand,
 			"tamper":   tamperCommand,
+			"warned":   warnedCommand,
 			"tidemark": func(ts *testscript.TestScript, neg bool, args []string) {
 				if err := ts.Exec(binary, args...); (err != nil) != neg {
 					ts.Fatalf("tidemark %s: %v", strings.Join(args, " "), err)
@@ -125,18 +129,41 @@ func reloadCommand(ts *testscript.TestScript, neg bool, _ []string) {
 // tamperCommand changes the last byte before the end of an entry.
 func tamperCommand(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) != 1 {
-		ts.Fatalf("usage: tamper INDEX")
+		ts.Fatalf("usage: tamper INDEX|served")
 	}
 	db, err := sql.Open("sqlite", ts.MkAbs("data/audit.db"))
 	ts.Check(err)
 	defer db.Close()
-	_, err = db.Exec("DROP TRIGGER log_leaf_update")
-	ts.Check(err)
-	res, err := db.Exec("UPDATE log_leaf SET body = CAST(replace(body, 'library/app', 'library/apq') AS BLOB) WHERE idx = ?", args[0])
+	var res sql.Result
+	if args[0] == "served" {
+		res, err = db.Exec("UPDATE tag_state SET served_digest = 'sha256:' || substr(served_digest, 9) || '0'")
+	} else {
+		_, err = db.Exec("DROP TRIGGER log_leaf_update")
+		ts.Check(err)
+		res, err = db.Exec("UPDATE log_leaf SET body = CAST(replace(body, 'library/app', 'library/apq') AS BLOB) WHERE idx = ?", args[0])
+	}
 	ts.Check(err)
 	if n, err := res.RowsAffected(); err != nil || n != 1 {
 		ts.Fatalf("tamper: %d entries changed, %v", n, err)
 	}
+}
+
+// warnedCommand waits until the server warns of something.
+func warnedCommand(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: warned TEXT")
+	}
+	last := ""
+	for began := time.Now(); time.Since(began) < 10*time.Second; time.Sleep(20 * time.Millisecond) {
+		resp, err := http.Get(ts.Getenv("TIDEMARK_SERVER") + "/readyz")
+		ts.Check(err)
+		body, err := io.ReadAll(resp.Body)
+		ts.Check(errors.Join(err, resp.Body.Close()))
+		if last = string(body); strings.Contains(last, args[0]) {
+			return
+		}
+	}
+	ts.Fatalf("the server does not warn of %q: %s", args[0], last)
 }
 
 // running is the server of a story, if it has started one.

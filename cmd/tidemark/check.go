@@ -12,7 +12,8 @@ func newCheck() *cobra.Command {
 		Use:   "check",
 		Short: "Validate a configuration and print what it means",
 		Long: `Validate a configuration: every error at once, with its path, line and excerpt.
-Then print the effective configuration, with every default and secrets masked.
+Then print the effective configuration, with every default and secrets masked, and
+the policy that its rules and preset make.
 Nothing is dialled and nothing is written.`,
 		Example: "  tidemark check -c /etc/tidemark.yaml",
 		Args:    cobra.NoArgs,
@@ -21,7 +22,15 @@ Nothing is dialled and nothing is written.`,
 			if err != nil {
 				return err
 			}
+			policy, errs := policyOf(cfg)
+			if len(errs) > 0 {
+				return usage(errs[0])
+			}
 			fmt.Fprint(c.OutOrStdout(), cfg)
+			fmt.Fprintf(c.OutOrStdout(), "\n# The policy that this makes: the first rule that matches counts.\n# sha256 %s\n", policy.SHA256())
+			for _, r := range policy.Rules() {
+				fmt.Fprintf(c.OutOrStdout(), "#   %s\n", r)
+			}
 			return nil
 		},
 	}

@@ -22,10 +22,13 @@ blobs/      cached content by digest, the blobs folder of an OCI image layout.
             Safe to delete while tidemark is stopped: it is fetched again.
 partial/    downloads in progress. Safe to delete while tidemark is stopped.
 audit.db    the ledger: what every tag meant, and when it moved. Keep it; it
-            cannot be made again. Back it up with SQLite's own tools.
+            cannot be made again. Back it up with SQLite's own tools. While it
+            is in use, and after a crash, audit.db-wal and audit.db-shm belong
+            to it: never put another audit.db beside them.
 log.key     signs the ledger. Keep it secret, and keep it.
 log.vkey    verifies the ledger. Give it to whoever should be able to check it.
 anchor      the last signed checkpoint, to notice an older or changed audit.db.
+            Do not restore it with one: that is what it is there to notice.
             With a name behind these three they are of a log that was forked from.
 tls/        certificates made for this server, and the internal CA.
 lock        held by the server that uses this folder; lock.holder says which.

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
@@ -23,7 +24,8 @@ event of the ledger, with its reason.`,
 
 func newApprove() *cobra.Command {
 	return newDecision(audit.Approve, "approve REF DIGEST", "Serve the digest that a rule holds back", `Serve the digest that a rule holds back. Only the one that is pending now can be
-approved: if the tag has moved again, the approval is refused and names it.`,
+approved: if the tag has moved again, the approval is refused and names it. So it
+is when its bytes cannot be had: what is not here of it is fetched first.`,
 		`  tidemark approve nginx:latest sha256:4a5d… --reason "release notes read"`, cobra.ExactArgs(2))
 }
 
@@ -79,10 +81,7 @@ func printTag(w io.Writer, t admin.Tag) {
 		fmt.Fprintf(w, "  upstream %s, since %s\n", t.Head, stamp(t.HeadSince))
 	}
 	if t.Held != nil {
-		fmt.Fprintf(w, "  held     since %s: %s\n", stamp(t.Held.Since), printable(t.Held.Reason))
-		if t.Held.Until != nil {
-			fmt.Fprintf(w, "  until    %s, if nothing happens until then\n", stamp(*t.Held.Until))
-		}
+		fmt.Fprintf(w, "  held     since %s: %s\n", stamp(t.Held.Since), heldFor(*t.Held, time.Now()))
 	}
 	if t.Deleted != nil {
 		fmt.Fprintf(w, "  deleted  upstream, seen %s\n", stamp(*t.Deleted))
@@ -92,6 +91,21 @@ func printTag(w io.Writer, t admin.Tag) {
 		rule = "(none matches)"
 	}
 	fmt.Fprintf(w, "  rule     %s: %s\n  event    %d\n", rule, t.Mode, t.Index)
+}
+
+// heldFor says why something is held, and for how long if nothing happens.
+func heldFor(h admin.Held, now time.Time) string {
+	why := printable(h.Reason)
+	if h.ByHand {
+		why = "by hand: " + why
+	}
+	switch {
+	case h.Until == nil:
+		return why
+	case h.Until.Before(now):
+		return why + ", until the next pull"
+	}
+	return why + ", until " + stamp(*h.Until)
 }
 
 func orNothing(d string) string {

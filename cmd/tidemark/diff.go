@@ -34,6 +34,9 @@ is told as such. Values of variables that look like secrets are masked.`,
 		if platform != "" {
 			q.Set("platform", platform)
 		}
+		if len(args) == 2 && args[0] == args[1] {
+			return usage(fmt.Errorf("%s and %s are the same digest: nothing can differ", args[0], args[1]))
+		}
 		if len(args) == 2 {
 			for i, key := range []string{"old", "new"} {
 				if _, err := digest.Parse(args[i]); err != nil {

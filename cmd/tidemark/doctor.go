@@ -15,6 +15,7 @@ type finding struct {
 	What string `json:"what"`
 	OK   bool   `json:"ok"`
 	Says string `json:"says"`
+	Note bool   `json:"note,omitempty"` // nothing is wrong, but somebody should know
 }
 
 func newDoctor() *cobra.Command {
@@ -45,7 +46,14 @@ upstreams are, and whether clients can get past what is held or denied. Exit cod
 			}
 		} else {
 			for _, f := range found {
-				fmt.Fprintf(c.OutOrStdout(), "%-6s %-10s %s\n", map[bool]string{true: "ok", false: "WRONG"}[f.OK], f.What, f.Says)
+				grade := "ok"
+				switch {
+				case !f.OK:
+					grade = "WRONG"
+				case f.Note:
+					grade = "note"
+				}
+				fmt.Fprintf(c.OutOrStdout(), "%-6s %-10s %s\n", grade, f.What, printable(f.Says))
 			}
 		}
 		if wrong > 0 {
@@ -61,17 +69,21 @@ func (cl *client) examine(c *cobra.Command) ([]finding, error) {
 	if err := cl.getJSON(c.Context(), "/api/v1/status", nil, &s); err != nil {
 		return nil, err
 	}
-	found := []finding{{"server", true, "tidemark " + s.Version + " at " + cl.server}}
+	found := []finding{{What: "server", OK: true, Says: "tidemark " + s.Version + " at " + cl.server}}
 	for _, w := range s.Warnings {
-		found = append(found, finding{"warning", false, w})
+		found = append(found, finding{What: "warning", Says: w})
 	}
-	ledger := finding{"ledger", true, fmt.Sprintf("%s, %d entries, %d signed", s.Log.Origin, s.Log.Size, s.Log.SignedSize)}
+	ledger := finding{What: "ledger", OK: true, Says: fmt.Sprintf("%s, %d entries, %d signed", s.Log.Origin, s.Log.Size, s.Log.SignedSize)}
 	if s.Log.Size > 0 && s.Log.SignedSize == 0 {
 		ledger.OK, ledger.Says = false, ledger.Says+"; nothing can be proven"
 	}
 	found = append(found, ledger)
+	if s.Offline {
+		found = append(found, finding{What: "upstream", OK: true, Note: true, Says: "offline: none is ever asked"})
+		s.Upstreams = nil
+	}
 	for _, u := range s.Upstreams {
-		f := finding{"upstream", u.Condition == nil, u.Name}
+		f := finding{What: "upstream", OK: u.Condition == nil, Says: u.Name}
 		switch {
 		case u.Condition != nil:
 			f.Says += ": " + u.Condition.Type + " since " + stamp(u.Condition.Since)
@@ -84,21 +96,23 @@ func (cl *client) examine(c *cobra.Command) ([]finding, error) {
 		found = append(found, f)
 	}
 	for _, rule := range s.Policy.Refuses {
-		found = append(found, finding{"bypass", false, fmt.Sprintf("rule %q can answer with 404: clients that use this server as a mirror go to the real registry then", rule)})
+		found = append(found, finding{What: "bypass", OK: true, Note: true, Says: fmt.Sprintf("rule %q can answer with 404: clients that use this server as a mirror go to the real registry then", rule)})
 	}
 	return cl.examineHolds(c, found)
 }
 
 // examineHolds tells what is held, and what of that is not here.
 func (cl *client) examineHolds(c *cobra.Command, found []finding) ([]finding, error) {
-	var list admin.TagList
-	if err := cl.getJSON(c.Context(), "/api/v1/tags", url.Values{"held": {"true"}, "limit": {"1000"}}, &list); err != nil {
+	tags, err := cl.tags(c.Context(), url.Values{"held": {"true"}})
+	if err != nil {
 		return nil, err
 	}
-	for _, t := range list.Tags {
-		if t.Served == "" {
+	held := 0
+	for _, t := range tags {
+		if t.Served == "" || t.Held == nil {
 			continue
 		}
+		held++
 		var past admin.History
 		body, err := cl.get(c.Context(), "/api/v1/tags/history", url.Values{"ref": {t.Ref}, "limit": {"1000"}})
 		if err != nil {
@@ -109,10 +123,10 @@ func (cl *client) examineHolds(c *cobra.Command, found []finding) ([]finding, er
 		}
 		for _, st := range past.History {
 			if st.Digest == t.Served && st.Bytes != "here" {
-				found = append(found, finding{"bytes", false, fmt.Sprintf("%s is held at %s, whose bytes are %s", t.Ref, short(t.Served), st.Bytes)})
+				found = append(found, finding{What: "bytes", Says: fmt.Sprintf("%s is held at %s, whose bytes are %s", t.Ref, short(t.Served), st.Bytes)})
 				break
 			}
 		}
 	}
-	return append(found, finding{"holds", true, fmt.Sprintf("%d tags are held; clients get the digest from before, which is no error to them", len(list.Tags))}), nil
+	return append(found, finding{What: "holds", OK: true, Says: fmt.Sprintf("%d tags are held; clients get the digest from before, which is no error to them", held)}), nil
 }

@@ -85,6 +85,9 @@ answer that confirmed the old digest, and before the first that told the new one
 		if *asJSON {
 			return printJSON(c, all)
 		}
+		if len(all.Events) == 0 {
+			fmt.Fprintln(c.ErrOrStderr(), "tidemark: no event is like that")
+		}
 		for i, e := range all.Events {
 			if i > 0 {
 				fmt.Fprintln(c.OutOrStdout())
@@ -108,12 +111,16 @@ func (cl *client) follow(c *cobra.Command, q url.Values, asJSON bool) error {
 	if err := cl.getJSON(c.Context(), "/api/v1/status", nil, &s); err != nil {
 		return err
 	}
-	q.Set("after", strconv.FormatInt(s.Log.Size-1, 10)) // from now on, also if the server goes away at once
+	shown := s.Log.Size - 1 // from now on, also if the server goes away at once
 	told := ""
 	for {
-		err := cl.stream(c, q, asJSON)
+		q.Set("after", strconv.FormatInt(shown, 10))
+		err := cl.stream(c, q, &shown, asJSON)
 		if c.Context().Err() != nil {
 			return nil
+		}
+		if cl.getJSON(c.Context(), "/api/v1/status", nil, &s) == nil && s.Log.Size-1 < shown {
+			return &exitError{exitWrong, fmt.Errorf("the log was taken back: it has %d entries, and entry %d was shown", s.Log.Size, shown)}
 		}
 		if err != nil && err.Error() != told {
 			told = err.Error()
@@ -129,8 +136,8 @@ func (cl *client) follow(c *cobra.Command, q url.Values, asJSON bool) error {
 
 const followRetry = 2 * time.Second
 
-// stream reads Server-Sent Events until they end, and notes in q how far it got.
-func (cl *client) stream(c *cobra.Command, q url.Values, asJSON bool) error {
+// stream reads Server-Sent Events until they end, and notes which was shown last.
+func (cl *client) stream(c *cobra.Command, q url.Values, shown *int64, asJSON bool) error {
 	resp, err := cl.open(c.Context(), http.MethodGet, strings.TrimSuffix(cl.server, "/")+"/api/v1/events/stream?"+q.Encode(), nil)
 	if err != nil {
 		return err
@@ -147,7 +154,7 @@ func (cl *client) stream(c *cobra.Command, q url.Values, asJSON bool) error {
 		if err := json.Unmarshal([]byte(data), &e); err != nil {
 			return err
 		}
-		q.Set("after", strconv.FormatInt(e.Index, 10))
+		*shown = e.Index
 		if asJSON {
 			fmt.Fprintln(c.OutOrStdout(), data)
 		} else if err := printEvent(c.OutOrStdout(), e); err != nil {
@@ -204,6 +211,10 @@ func printEvent(w io.Writer, item admin.Event) error {
 	}
 	if op := e.Operator; op != nil {
 		line("operator", "%s", strings.TrimSpace(op.Action+" "+op.Target))
+		if op.Old != "" || op.New != "" {
+			line("from", "%s", orNothing(op.Old))
+			line("to", "%s", orNothing(op.New))
+		}
 		if op.Reason != "" {
 			line("reason", "%s", op.Reason)
 		}

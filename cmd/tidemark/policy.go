@@ -53,7 +53,11 @@ func checkPolicy(c *config.Config, fail func(path, message string)) {
 func loadConfig(path string, override func(*config.Config)) (*config.Config, error) {
 	c, err := config.Load(path, override, checkPolicy)
 	if err != nil {
-		return nil, usage(fmt.Errorf("configuration %s:\n%w", path, err))
+		where := "configuration " + path
+		if path == "" {
+			where = "configuration of flags and defaults"
+		}
+		return nil, usage(fmt.Errorf("%s:\n%w", where, err))
 	}
 	if c.Audit.Preset == "airgap" {
 		c.Tags.Offline = true

@@ -140,9 +140,13 @@ func (s *server) reloadOnSignal(ctx context.Context) {
 	for {
 		select {
 		case <-s.hup:
-			if err := s.reload(ctx); err != nil {
-				s.log.Error().Err(err).Msg("the configuration was not reloaded; everything is as it was")
+			err := s.reload(ctx)
+			if err == nil {
+				s.unloaded.Store(nil)
+				continue
 			}
+			s.unloaded.Store(&err)
+			s.log.Error().Err(err).Msg("the configuration was not reloaded; everything is as it was")
 		case <-ctx.Done():
 			return
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/url"
 	"text/tabwriter"
@@ -31,7 +32,7 @@ and * stand for characters within a component and ** for any.`,
 	c.Flags().BoolVar(&held, "held", false, "only tags of which something is held back")
 	c.Flags().StringVar(&movedSince, "moved-since", "", "only tags that moved in this time, such as 24h or 30d, or since this date")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		q := url.Values{"limit": {"1000"}}
+		q := url.Values{}
 		if len(args) > 0 {
 			p, err := expandPattern(args[0])
 			if err != nil {
@@ -49,25 +50,21 @@ and * stand for characters within a component and ** for any.`,
 			}
 			q.Set("moved_since", t)
 		}
-		all := admin.TagList{Tags: []admin.Tag{}}
-		for {
-			var page admin.TagList
-			if err := cl.getJSON(c.Context(), "/api/v1/tags", q, &page); err != nil {
-				return err
-			}
-			all.Tags = append(all.Tags, page.Tags...)
-			if page.Next == "" {
-				break
-			}
-			q.Set("after", page.Next)
+		tags, err := cl.tags(c.Context(), q)
+		if err != nil {
+			return err
 		}
 		if *asJSON {
-			return printJSON(c, all)
+			return printJSON(c, admin.TagList{Tags: tags})
+		}
+		if len(tags) == 0 {
+			fmt.Fprintln(c.ErrOrStderr(), "tidemark: no tag that is known here is like that")
+			return nil
 		}
 		w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
 		fmt.Fprintln(w, "REF\tSERVES\tUPSTREAM\tSINCE\tCONFIRMED\tMODE\tHELD")
 		now := time.Now()
-		for _, t := range all.Tags {
+		for _, t := range tags {
 			upstream, why := "the same", "-"
 			if t.Head != t.Served {
 				upstream = short(t.Head)
@@ -76,13 +73,28 @@ and * stand for characters within a component and ** for any.`,
 				upstream = "deleted"
 			}
 			if t.Held != nil {
-				if why = printable(t.Held.Reason); t.Held.Until != nil {
-					why += ", until " + stamp(*t.Held.Until)
-				}
+				why = heldFor(*t.Held, now)
 			}
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", t.Ref, orNothing(short(t.Served)), upstream, since(t.HeadSince, now), since(t.LastConfirmed, now), t.Mode, why)
 		}
 		return w.Flush()
 	}
 	return c
+}
+
+// tags are all that q selects, page by page.
+func (cl *client) tags(ctx context.Context, q url.Values) ([]admin.Tag, error) {
+	all := []admin.Tag{}
+	q.Set("limit", "1000")
+	for {
+		var page admin.TagList
+		if err := cl.getJSON(ctx, "/api/v1/tags", q, &page); err != nil {
+			return nil, err
+		}
+		all = append(all, page.Tags...)
+		if page.Next == "" {
+			return all, nil
+		}
+		q.Set("after", page.Next)
+	}
 }

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -37,6 +38,9 @@ type server struct {
 	cfg  *config.Config
 	load func() (*config.Config, error) // reads the configuration again
 	hup  <-chan os.Signal               // when to
+
+	unloaded atomic.Pointer[error] // why the last reload failed, nil if it did not
+
 	log  zerolog.Logger
 	data *dataFolder
 
@@ -181,7 +185,7 @@ func (s *server) wirePublisher() error {
 	var sinks []publish.Sink
 	for _, p := range s.cfg.Audit.Publish {
 		if p.Type == config.PublishFile {
-			sinks = append(sinks, publish.File{Path: p.Path, Contains: s.signer.Contains})
+			sinks = append(sinks, publish.File{Path: p.Path, Follows: s.signer.Follows})
 			continue
 		}
 		hook, err := publish.NewWebhook(string(p.URL), string(p.Secret))
@@ -213,6 +217,9 @@ func logEvent(log zerolog.Logger, index int64, e audit.Event) {
 // pins tells the cache what the ledger wants kept.
 func (s *server) pins(ctx context.Context) iter.Seq2[cache.Pin, error] {
 	keep := s.cfg.Audit.Keep
+	if keep.Days == 0 {
+		keep.Digests = 0 // 0 of either is none
+	}
 	since := time.Now().Add(-time.Duration(keep.Days) * 24 * time.Hour)
 	return func(yield func(cache.Pin, error) bool) {
 		for k, err := range s.store.Keep(ctx, keep.Digests, since) {
@@ -360,7 +367,7 @@ func (s *server) wireAdmin(upstreams map[string]*upstream.Upstream, metrics *adm
 		Version: version(), Started: time.Now(), Origin: s.origin, Token: string(s.cfg.Admin.Token),
 		Cache: s.cache, Views: s.store, Entries: s.store, Ledger: s.ledger, Contents: s.contents, Signer: s.signer, Metrics: metrics, Events: s.events,
 		History: s.store.History, RefOf: s.store.RefOf, Exposures: s.store.Exposures, FlushExposures: s.exposures.Flush, Conditions: s.store.Conditions,
-		Upstreams: status, Warnings: s.warnings, ParsePolicy: parsePolicy,
+		Upstreams: status, Warnings: s.warnings, Offline: s.cfg.Tags.Offline, ParsePolicy: parsePolicy,
 	}
 	if s.internal != nil {
 		var err error
@@ -400,6 +407,9 @@ func (s *server) warnings() []string {
 	}
 	if err := s.ledger.Unwritable(); err != nil {
 		out = append(out, "the ledger could not be written: tags keep the digest recorded last, new tags are refused: "+err.Error())
+	}
+	if err := s.unloaded.Load(); err != nil {
+		out = append(out, "the configuration was not reloaded; the policy is the one from before: "+(*err).Error())
 	}
 	for _, err := range s.publisher.Troubles() {
 		out = append(out, "the checkpoint could not be published: "+err.Error())

@@ -85,6 +85,9 @@ type Options struct {
 	Upstreams func() []UpstreamStatus
 	Warnings  func() []string
 
+	// Offline tells that no upstream is ever asked.
+	Offline bool
+
 	// CA is the certificate of the internal CA, nil without one.
 	CA []byte
 }

@@ -34,14 +34,15 @@ type fixture struct {
 	store  *sqlite.Store
 	ledger *audit.Ledger
 	events *admin.Events
-	gone   digest.Digest // whose manifest nobody has
+	gone   digest.Digest // whose bytes cannot be had
+	why    error         // for this reason
 	warn   []string
 }
 
 // Complete implements admin.Contents.
 func (f *fixture) Complete(_ context.Context, _ audit.Ref, d digest.Digest) error {
 	if d == f.gone {
-		return errors.New("404 Not Found")
+		return f.why
 	}
 	return nil
 }

@@ -2,7 +2,9 @@ package admin
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -24,6 +26,9 @@ type Status struct {
 	Fills     []FillStatus     `json:"fills"`
 	Policy    PolicyStatus     `json:"policy"`
 	Warnings  []string         `json:"warnings"`
+
+	// Offline tells that no upstream is ever asked.
+	Offline bool `json:"offline"`
 }
 
 // PolicyStatus tells which policy decides.
@@ -87,6 +92,7 @@ func (h *Handler) status(r *http.Request) (any, error) {
 		Policy:    PolicyStatus{h.o.Ledger.Policy().SHA256(), nonNil(h.o.Ledger.Policy().Refuses())},
 		Fills:     []FillStatus{},
 		Warnings:  nonNil(h.o.Warnings()),
+		Offline:   h.o.Offline,
 	}
 	if n := c.Hits + c.Misses; n > 0 {
 		s.Cache.HitRatio = float64(c.Hits) / float64(n)
@@ -127,29 +133,22 @@ type Held struct {
 	Since  time.Time     `json:"since"`
 	Until  *time.Time    `json:"until,omitempty"` // when a rule serves it, if nothing happens until then
 	Reason string        `json:"reason"`
+	ByHand bool          `json:"by_hand,omitempty"` // an operator holds it; the reason is theirs
 }
 
 func describeTag(t audit.Tag) Tag {
 	out := Tag{
-		Ref: t.Ref.String(), Head: t.State.Head, Served: t.State.Served, HeadSince: t.State.HeadSince,
+		Ref: t.Ref.String(), Head: t.State.Head, Served: t.Serves(), HeadSince: t.State.HeadSince,
 		LastConfirmed: t.State.LastConfirmed, Mode: t.Rule.Mode, Rule: t.Rule.Name, Index: t.State.Index, Settled: t.State.Settled(),
-	}
-	if t.Rule.Mode == audit.Deny {
-		out.Served = ""
-		out.Held = &Held{Digest: t.State.Head, Since: t.State.HeadSince, Reason: string(audit.Deny)}
 	}
 	if !t.State.Deleted.IsZero() {
 		out.Deleted = &t.State.Deleted
 	}
-	if !t.State.Held() {
-		return out
-	}
-	out.Held = &Held{Digest: t.State.Head, Since: t.State.HeadSince}
-	if _, until, why := t.Withheld(); why != "" {
-		out.Held.Until, out.Held.Reason = until, why
-	}
+	_, until, why := t.Withheld()
 	if h := t.State.Hold; h != nil {
-		out.Held.Since, out.Held.Reason = h.Since, h.Reason
+		out.Held = &Held{Digest: t.State.Head, Since: h.Since, Until: until, Reason: h.Reason, ByHand: true}
+	} else if why != "" {
+		out.Held = &Held{Digest: t.State.Head, Since: t.State.HeadSince, Until: until, Reason: why}
 	}
 	return out
 }
@@ -319,6 +318,9 @@ func (h *Handler) event(r *http.Request) (any, error) {
 		return nil, badRequest("index %.50q is not the index of an entry", r.PathValue("index"))
 	}
 	leaves, err := h.o.Entries.Leaves(r.Context(), index, 1)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &Error{http.StatusNotFound, "not_found", fmt.Sprintf("the log has no entry %d yet", index)}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"io/fs"
 	"iter"
@@ -140,16 +141,19 @@ func (h *Handler) decide(r *http.Request, action string) (any, error) {
 	return describeTag(h.o.Ledger.Tag(ref, s)), nil
 }
 
-// serveable refuses to go back to a digest whose bytes nobody has any more: a hold
-// that cannot be pulled would be an error. What is not here is fetched first.
+// serveable refuses to serve another digest whose bytes are not all to be had: what
+// cannot be pulled would be an error. What is not here is fetched first. What has
+// no room here is still upstream when it is approved, but need not be when it is
+// gone back to.
 func (h *Handler) serveable(ctx context.Context, ref audit.Ref, d audit.Decision) error {
-	if d.Action != audit.HoldAt || d.Digest == "" {
+	if d.Action != audit.Approve && (d.Action != audit.HoldAt || d.Digest == "") {
 		return nil
 	}
 	if err := h.o.Ledger.Try(ctx, ref, d); err != nil {
 		return err
 	}
-	if err := h.o.Contents.Complete(ctx, ref, d.Digest); err != nil {
+	err := h.o.Contents.Complete(ctx, ref, d.Digest)
+	if err != nil && !(d.Action == audit.Approve && errors.Is(err, cache.ErrNoRoom)) {
 		return &Error{http.StatusConflict, "bytes_gone", fmt.Sprintf("%s cannot be served: its bytes are not all here, and not to be had: %v", d.Digest, err)}
 	}
 	return nil

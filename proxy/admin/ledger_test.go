@@ -6,6 +6,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 
 	"tidemark/audit"
 	"tidemark/audit/audittest"
+	"tidemark/cache"
 	"tidemark/proxy/admin"
 )
 
@@ -55,7 +57,7 @@ func TestDecisionsOverTheAPI(t *testing.T) {
 	f.see(t, heldRef, "a")
 	f.see(t, heldRef, "b")
 	a, b, c := audittest.Digest("a"), audittest.Digest("b"), audittest.Digest("c")
-	f.gone = a
+	f.gone, f.why = a, errors.New("404 Not Found")
 	body := func(ref, digest, reason string) string {
 		return fmt.Sprintf(`{"ref":%q,"digest":%q,"reason":%q}`, ref, digest, reason)
 	}
@@ -97,7 +99,17 @@ func TestDecisionsOverTheAPI(t *testing.T) {
 			t.Fatalf("%s: %d %s", action, status, answer)
 		}
 	}
+	back := f.gone
+	f.gone = b
+	if status, answer := f.post(t, "/api/v1/tags/approve", "application/json", body(heldRef.String(), b.String(), "r")); status != 409 || !strings.Contains(answer, "bytes_gone") {
+		t.Errorf("what nobody has was approved: %d %s", status, answer)
+	}
+	if n := len(audittest.Check(t, f.store)); n != before {
+		t.Errorf("what was refused left %d events", n-before)
+	}
+	f.why = cache.ErrNoRoom // upstream has it
 	decide("approve", b.String())
+	f.gone = back
 	if tag.Served != b || tag.Held != nil || tag.Mode != audit.HoldMode || tag.Rule != "careful" {
 		t.Errorf("approved: %+v", tag)
 	}
@@ -106,7 +118,7 @@ func TestDecisionsOverTheAPI(t *testing.T) {
 	}
 	f.gone = ""
 	decide("hold", a.String())
-	if tag.Served != a || tag.Held == nil || tag.Held.Digest != b || tag.Held.Reason != "because" {
+	if tag.Served != a || tag.Held == nil || tag.Held.Digest != b || tag.Held.Reason != "because" || !tag.Held.ByHand {
 		t.Errorf("held by hand: %+v %+v", tag, tag.Held)
 	}
 	var list admin.TagList
