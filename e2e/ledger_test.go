@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"database/sql"
 	"encoding/json"
 	"fmt"
@@ -341,4 +342,68 @@ func residentMiB(b *testing.B, pid int) float64 {
 		}
 	}
 	return 0
+}
+
+// Whoever follows the log sees every event once, in order, also those that were
+// recorded while the connection was gone.
+func TestFollowedLogGoesOnOverARestart(t *testing.T) {
+	up := upstreamtest.New()
+	defer up.Close()
+	cfg := strings.Replace(config(filepath.Join(t.TempDir(), "data"), up.URL().String()), `admin: {listen: "127.0.0.1:0"}`, fmt.Sprintf("admin: {listen: %q}", freeAddr(t)), 1)
+	s := serve(t, cfg)
+	moves := 0
+	move := func() {
+		t.Helper()
+		moves++
+		up.Push("library/app", "1", upstreamtest.NewImage(fmt.Sprint(moves)))
+		if resp, _, err := s.get("/v2/library/app/manifests/1"); err != nil || resp.StatusCode != 200 {
+			t.Fatalf("pull: %v, %v", resp, err)
+		}
+	}
+	move()
+	follow := exec.Command(binary, "log", "--follow", "--json", "--server", s.admin)
+	out, err := follow.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := follow.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = follow.Process.Kill(); _ = follow.Wait() })
+	shown := make(chan int64, 1000)
+	go func() {
+		defer close(shown)
+		for scan := bufio.NewScanner(out); scan.Scan(); {
+			var e struct{ Index int64 }
+			if err := json.Unmarshal(scan.Bytes(), &e); err != nil {
+				t.Errorf("%v in %q", err, scan.Text())
+				return
+			}
+			shown <- e.Index
+		}
+	}()
+	var last int64
+	for began := time.Now(); last == 0 && time.Since(began) < 10*time.Second; { // until it follows
+		move()
+		select {
+		case last = <-shown:
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	s.kill()
+	s = serve(t, cfg)
+	for range 5 {
+		move()
+	}
+	for last < int64(moves)-1 {
+		select {
+		case index, ok := <-shown:
+			if !ok || index != last+1 {
+				t.Fatalf("entry %d is shown after %d", index, last)
+			}
+			last = index
+		case <-time.After(10 * time.Second):
+			t.Fatalf("entry %d is not shown, of %d", last+1, moves)
+		}
+	}
 }
