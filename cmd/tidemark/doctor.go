@@ -57,7 +57,7 @@ upstreams are, and whether clients can get past what is held or denied. Exit cod
 			}
 		}
 		if wrong > 0 {
-			return fmt.Errorf("%d things need a person", wrong)
+			return fmt.Errorf("%d of %d findings need a person", wrong, len(found))
 		}
 		return nil
 	}

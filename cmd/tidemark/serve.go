@@ -141,12 +141,10 @@ func (s *server) reloadOnSignal(ctx context.Context) {
 		select {
 		case <-s.hup:
 			err := s.reload(ctx)
-			if err == nil {
-				s.unloaded.Store(nil)
-				continue
+			s.unloaded.Store(err != nil)
+			if err != nil {
+				s.log.Error().Err(err).Msg("the configuration was not reloaded; everything is as it was")
 			}
-			s.unloaded.Store(&err)
-			s.log.Error().Err(err).Msg("the configuration was not reloaded; everything is as it was")
 		case <-ctx.Done():
 			return
 		}

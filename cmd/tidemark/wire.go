@@ -39,7 +39,7 @@ type server struct {
 	load func() (*config.Config, error) // reads the configuration again
 	hup  <-chan os.Signal               // when to
 
-	unloaded atomic.Pointer[error] // why the last reload failed, nil if it did not
+	unloaded atomic.Bool // the last reload failed
 
 	log  zerolog.Logger
 	data *dataFolder
@@ -408,8 +408,8 @@ func (s *server) warnings() []string {
 	if err := s.ledger.Unwritable(); err != nil {
 		out = append(out, "the ledger could not be written: tags keep the digest recorded last, new tags are refused: "+err.Error())
 	}
-	if err := s.unloaded.Load(); err != nil {
-		out = append(out, "the configuration was not reloaded; the policy is the one from before: "+(*err).Error())
+	if s.unloaded.Load() {
+		out = append(out, "the configuration could not be reloaded: the policy is the one from before; the server's log and tidemark check say why")
 	}
 	for _, err := range s.publisher.Troubles() {
 		out = append(out, "the checkpoint could not be published: "+err.Error())
