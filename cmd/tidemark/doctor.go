@@ -65,6 +65,10 @@ upstreams are, and whether clients can get past what is held or denied. Exit cod
 }
 
 func (cl *client) examine(c *cobra.Command) ([]finding, error) {
+	unsigned, err := cl.awaitSigned(c.Context())
+	if err != nil {
+		return nil, err
+	}
 	var s admin.Status
 	if err := cl.getJSON(c.Context(), "/api/v1/status", nil, &s); err != nil {
 		return nil, err
@@ -74,8 +78,8 @@ func (cl *client) examine(c *cobra.Command) ([]finding, error) {
 		found = append(found, finding{What: "warning", Says: w})
 	}
 	ledger := finding{What: "ledger", OK: true, Says: fmt.Sprintf("%s, %d entries, %d signed", s.Log.Origin, s.Log.Size, s.Log.SignedSize)}
-	if s.Log.Size > 0 && s.Log.SignedSize == 0 {
-		ledger.OK, ledger.Says = false, ledger.Says+"; nothing can be proven"
+	if unsigned > 0 {
+		ledger.OK, ledger.Says = false, fmt.Sprintf("%s; %d that should be cannot be proven", ledger.Says, unsigned)
 	}
 	found = append(found, ledger)
 	if s.Offline {

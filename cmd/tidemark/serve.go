@@ -140,9 +140,8 @@ func (s *server) reloadOnSignal(ctx context.Context) {
 	for {
 		select {
 		case <-s.hup:
-			err := s.reload(ctx)
-			s.unloaded.Store(err != nil)
-			if err != nil {
+			if err := s.reload(ctx); err != nil {
+				s.unloaded.Store(true)
 				s.log.Error().Err(err).Msg("the configuration was not reloaded; everything is as it was")
 			}
 		case <-ctx.Done():
@@ -172,6 +171,7 @@ func (s *server) reload(ctx context.Context) error {
 	if was.String() != is.String() {
 		s.log.Warn().Msg("the configuration has changed beyond the policy; that takes effect with the next start")
 	}
+	s.unloaded.Store(false)
 	s.log.Info().Str("policy_sha256", policy.SHA256()).Msg("the policy was reloaded")
 	return nil
 }
