@@ -17,7 +17,7 @@ type File struct {
 	Path string
 
 	// Follows checks that the log contains what a checkpoint says that it signed
-	// before.
+	// before. Required.
 	Follows func(ctx context.Context, before []byte) error
 }
 
