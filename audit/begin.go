@@ -61,6 +61,28 @@ func (l *Ledger) beginPolicy(ctx context.Context) error {
 	return l.memory.Remember(ctx, memoryPolicy, now)
 }
 
+// Policy is what decides at present.
+func (l *Ledger) Policy() *Policy { return l.policy.Load() }
+
+// SetPolicy has p decide from here on. That it changed is recorded first; what is
+// recorded after that was decided by p.
+func (l *Ledger) SetPolicy(ctx context.Context, p *Policy, reason string) error {
+	l.deciding.Lock()
+	defer l.deciding.Unlock()
+	if old := l.policy.Load(); old.SHA256() != p.SHA256() {
+		op := &Operator{Action: "policy.changed", Reason: reason, Old: old.SHA256(), New: p.SHA256()}
+		if err := l.append(ctx, Event{Type: Action, Operator: op}); err != nil {
+			return err
+		}
+	}
+	l.policy.Store(p)
+	l.mu.Lock()
+	l.epoch++
+	l.recent.Purge()
+	l.mu.Unlock()
+	return nil
+}
+
 // Reload has p decide from here on. What changed is recorded first; an error of
 // the policy leaves everything as it was.
 func (l *Ledger) Reload(ctx context.Context, p *Policy, identities map[string]string, reason string) error {

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -42,11 +43,11 @@ func (e *ConflictError) Error() string {
 	return fmt.Sprintf("%s: %s; pending is %s", e.Ref, e.What, e.Pending)
 }
 
-// neverSeen is fs.ErrNotExist in the words of a ledger.
-type neverSeen struct{ ref Ref }
+// A NeverSeenError is fs.ErrNotExist about a ref.
+type NeverSeenError struct{ Ref Ref }
 
-func (e neverSeen) Error() string { return e.ref.String() + " was never seen here" }
-func (neverSeen) Unwrap() error   { return fs.ErrNotExist }
+func (e *NeverSeenError) Error() string { return e.Ref.String() + " was never seen here" }
+func (*NeverSeenError) Unwrap() error   { return fs.ErrNotExist }
 
 // ErrReason reports a decision without a reason that can be recorded.
 var ErrReason = errors.New("a decision needs its reason: up to 1000 bytes of text, without control characters")
@@ -67,7 +68,7 @@ func (p *Policy) Decide(ref Ref, r Record, d Decision, now time.Time) (State, []
 	case !validReason(d.Reason):
 		return State{}, nil, ErrReason
 	case !t.s.Known():
-		return State{}, nil, neverSeen{ref}
+		return State{}, nil, &NeverSeenError{ref}
 	}
 	if t.rule.Mode == Deny && (d.Action == Approve || d.Action == HoldAt) {
 		return State{}, nil, t.conflict("rule %q denies it: nothing is served, whatever is decided; change the rule", t.rule.Name)
@@ -210,4 +211,49 @@ func (t *turn) unhold() error {
 		t.release(was, c, "released", nil)
 	}
 	return nil
+}
+
+// Decide carries out an operator's decision about ref: recorded, durably, when
+// it returns, and what Resolve answers from then on, whatever is under way. Its
+// errors are those of Policy.Decide, and ErrLedger.
+func (l *Ledger) Decide(ctx context.Context, ref Ref, d Decision) (State, error) {
+	return l.decide(ctx, ref, d, nil)
+}
+
+// Try tells what Decide would refuse, and changes nothing.
+func (l *Ledger) Try(ctx context.Context, ref Ref, d Decision) error {
+	_, err := l.decide(ctx, ref, d, errTried)
+	if errors.Is(err, errTried) {
+		return nil
+	}
+	return err
+}
+
+var errTried = errors.New("only tried")
+
+func (l *Ledger) decide(ctx context.Context, ref Ref, d Decision, then error) (State, error) {
+	s, _, err := l.known(ctx, ref)
+	if err != nil {
+		return State{}, fmt.Errorf("%s %s: %w: %w", d.Action, ref, ErrLedger, err)
+	}
+	now := l.now()
+	var refused error
+	next, _, err := l.advance(ctx, ref, s, func(p *Policy, r Record) (s State, events []Event, _ error) {
+		if s, events, refused = p.Decide(ref, r, d, now); refused == nil {
+			refused = then
+		}
+		return s, events, refused
+	})
+	if refused != nil {
+		return State{}, refused
+	}
+	l.mu.Lock()
+	l.epoch++ // whoever has read the state before must not remember it after this
+	l.recent.Remove(ref)
+	l.mu.Unlock()
+	if err != nil {
+		l.unwritable.Store(&err)
+		return State{}, fmt.Errorf("%s %s: %w: %w", d.Action, ref, ErrLedger, err)
+	}
+	return next, nil
 }

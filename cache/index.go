@@ -192,7 +192,7 @@ func (c *Cache) evict(need int64) bool {
 		return fits() || free-need >= c.minFree
 	}
 	for most := loose; most < firm; most++ {
-		for x.lost(most) > 0 && !fits() {
+		for x.evictable(most) > 0 && !fits() {
 			dgst, e, _ := x.lru.GetOldest()
 			if e.grip > most {
 				x.lru.Get(dgst) // out of the way, in the order it was
@@ -208,8 +208,8 @@ func (c *Cache) evict(need int64) bool {
 	return fits()
 }
 
-// lost is how many entries may go that are held no firmer than most.
-func (x *index) lost(most grip) (n int) {
+// evictable is how many entries may go that are held no firmer than most.
+func (x *index) evictable(most grip) (n int) {
 	for g := loose; g <= most; g++ {
 		n += x.grips[g]
 	}

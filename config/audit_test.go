@@ -66,6 +66,16 @@ func TestAddressesOfWebhooksAreNotShown(t *testing.T) {
 	}
 }
 
+// None of the digests, or none of the days, is no history.
+func TestKeepOfEitherNoneIsNone(t *testing.T) {
+	for _, text := range []string{"digests: 0", "days: 0", "digests: 0, days: 0"} {
+		c, err := config.Parse([]byte("audit: {keep: {"+text+"}}"), nil, nil)
+		if err != nil || c.Audit.Keep != (config.Keep{}) {
+			t.Errorf("%s is %+v, %v", text, c, err)
+		}
+	}
+}
+
 // Numbers that would turn round when they become times are refused.
 func TestNumbersThatBecomeTimes(t *testing.T) {
 	for _, text := range []string{"keep: {digests: 5, days: 999999}", "gap_factor: 2147483647", "keep: {digests: -1, days: 5}", "gap_factor: x"} {

@@ -270,6 +270,9 @@ func wellKnown() map[string]*Upstream {
 // complete puts in what follows from other keys: the well-known upstreams when
 // there are none, and what is known of a well-known one whose entry leaves it out.
 func (c *Config) complete() {
+	if k := &c.Audit.Keep; k.Digests == 0 || k.Days == 0 {
+		*k = Keep{}
+	}
 	known := wellKnown()
 	if c.Upstreams == nil {
 		c.Upstreams = known

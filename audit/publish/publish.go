@@ -39,7 +39,7 @@ type Publisher struct {
 	grown  []chan struct{} // one for each sink, holds one
 
 	mu       sync.Mutex
-	troubles map[string]error // why a sink, by its name, does not have the newest checkpoint
+	troubles map[string]error // why a sink, by its ID, does not have the newest checkpoint
 }
 
 // New returns a publisher of what last returns. It starts nothing.
@@ -115,20 +115,19 @@ func (p *Publisher) note(s Sink, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err == nil {
-		delete(p.troubles, s.Name())
+		delete(p.troubles, s.ID())
 		return
 	}
-	p.troubles[s.Name()] = err
+	p.troubles[s.ID()] = fmt.Errorf("%s: %w", s.Name(), err)
 }
 
-// Troubles are why sinks do not have the newest checkpoint, in order of their
-// names.
+// Troubles are why sinks do not have the newest checkpoint.
 func (p *Publisher) Troubles() []error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var out []error
-	for _, name := range slices.Sorted(maps.Keys(p.troubles)) {
-		out = append(out, fmt.Errorf("%s: %w", name, p.troubles[name]))
+	for _, id := range slices.Sorted(maps.Keys(p.troubles)) {
+		out = append(out, p.troubles[id])
 	}
 	return out
 }

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -31,6 +32,8 @@ type memory struct {
 	mu    sync.Mutex
 	facts map[string]string
 	err   error
+
+	remembered func() // called after every Remember, if set
 }
 
 func (m *memory) Recall(_ context.Context, key string) (string, error) {
@@ -44,6 +47,9 @@ func (m *memory) Remember(_ context.Context, key, value string) error {
 	defer m.mu.Unlock()
 	if m.err == nil {
 		m.facts[key] = value
+	}
+	if m.remembered != nil {
+		m.remembered()
 	}
 	return m.err
 }
@@ -153,6 +159,40 @@ func TestNewestCheckpointReachesEverySink(t *testing.T) {
 		s.want(t, 1, 2, 3, 9, 9, 10, 10)
 		stop()
 	})
+}
+
+// That one sink got its checkpoint does not hide that another did not, whatever
+// they are called.
+func TestTroublesAreOfEachSink(t *testing.T) {
+	var p *publish.Publisher
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/bad" {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		for len(p.Troubles()) == 0 && ctx.Err() == nil { // the good one is done last
+			runtime.Gosched()
+		}
+	}))
+	defer srv.Close()
+	var sinks []publish.Sink
+	for _, path := range []string{"/bad", "/good"} { // one host, one name
+		hook, err := publish.NewWebhook(srv.URL+path, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		sinks = append(sinks, hook)
+	}
+	m := &memory{facts: make(map[string]string), remembered: cancel}
+	p = publish.New("tidemark.test/log", func() audit.Signed { return signed(1) }, m, sinks, zerolog.Nop())
+	if err := p.Run(ctx); err != nil {
+		t.Error(err)
+	}
+	if got := p.Troubles(); len(m.facts) != 1 || len(got) != 1 || !strings.Contains(got[0].Error(), "500") {
+		t.Errorf("%d sinks are done, and troubles are %v; want one and one", len(m.facts), got)
+	}
 }
 
 // A file always holds the newest checkpoint. What the log does not contain any

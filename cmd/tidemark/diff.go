@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
+	"tidemark/audit"
 	"tidemark/audit/diff"
 	"tidemark/proxy/admin"
 )
@@ -73,7 +74,7 @@ func (cl *client) lastMove(c *cobra.Command, arg string, q url.Values) error {
 		return err
 	}
 	if len(list.Tags) == 0 {
-		return fmt.Errorf("%s was never seen here", ref)
+		return &audit.NeverSeenError{Ref: ref}
 	}
 	if t := list.Tags[0]; t.Head != t.Served && t.Served != "" {
 		q.Set("old", t.Served.String())

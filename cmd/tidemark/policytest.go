@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -85,8 +87,8 @@ served, by which rule, and for how long. Nothing is changed.`,
 		if err := w.Flush(); err != nil {
 			return err
 		}
-		for mode, n := range out.Counts {
-			fmt.Fprintf(c.OutOrStdout(), "%s: %d\n", mode, n)
+		for _, mode := range slices.Sorted(maps.Keys(out.Counts)) {
+			fmt.Fprintf(c.OutOrStdout(), "%s: %d\n", mode, out.Counts[mode])
 		}
 		return nil
 	}

@@ -217,9 +217,6 @@ func logEvent(log zerolog.Logger, index int64, e audit.Event) {
 // pins tells the cache what the ledger wants kept.
 func (s *server) pins(ctx context.Context) iter.Seq2[cache.Pin, error] {
 	keep := s.cfg.Audit.Keep
-	if keep.Days == 0 {
-		keep.Digests = 0 // 0 of either is none
-	}
 	since := time.Now().Add(-time.Duration(keep.Days) * 24 * time.Hour)
 	return func(yield func(cache.Pin, error) bool) {
 		for k, err := range s.store.Keep(ctx, keep.Digests, since) {

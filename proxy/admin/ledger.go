@@ -5,7 +5,6 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"io/fs"
 	"iter"
 	"net/http"
 	"net/url"
@@ -87,7 +86,7 @@ func (h *Handler) history(r *http.Request) (any, error) {
 		return nil, err
 	}
 	if len(stints) == 0 && before == nil {
-		return nil, fmt.Errorf("%s was never seen here: %w", ref, fs.ErrNotExist)
+		return nil, &audit.NeverSeenError{Ref: ref}
 	}
 	out := History{Ref: ref.String(), History: []Stint{}}
 	for _, st := range stints {
