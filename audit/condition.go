@@ -104,8 +104,13 @@ func (c *Conditions) Answered(upstream string, err error) {
 	}
 }
 
-// put queues a record. c.mu is held.
+// put tells of a condition and queues it. c.mu is held.
 func (c *Conditions) put(r Condition) {
+	line := c.log.Warn().Str("kind", r.Type)
+	if r.Until != nil {
+		line = c.log.Info().Str("kind", "upstream.recovered")
+	}
+	line.Str("upstream", r.Upstream).Str("cause", r.Cause).Msg("condition of an upstream")
 	c.queue = append(c.queue, r)
 	select {
 	case c.wake <- struct{}{}:
@@ -126,34 +131,43 @@ func (c *Conditions) Now() map[string]Condition {
 	return out
 }
 
-// Run writes conditions down until ctx ends.
+// conditionRetry is how long what could not be written down waits.
+const conditionRetry = time.Minute
+
+// Run writes conditions down until ctx ends, and those that are left then.
 func (c *Conditions) Run(ctx context.Context) error {
+	var again <-chan time.Time
 	for {
 		select {
 		case <-c.wake:
-			c.flush(ctx)
+		case <-again:
 		case <-ctx.Done():
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 			defer cancel()
 			c.flush(ctx)
 			return nil
 		}
+		if again = nil; !c.flush(ctx) {
+			again = time.After(conditionRetry)
+		}
 	}
 }
 
-func (c *Conditions) flush(ctx context.Context) {
+// flush writes down what is queued, and tells whether all of it could be. What
+// could not stays at the head of the queue.
+func (c *Conditions) flush(ctx context.Context) bool {
 	c.mu.Lock()
 	queue := c.queue
 	c.queue = nil
 	c.mu.Unlock()
-	for _, r := range queue {
-		line := c.log.Warn().Str("kind", r.Type)
-		if r.Until != nil {
-			line = c.log.Info().Str("kind", "upstream.recovered")
-		}
-		line.Str("upstream", r.Upstream).Str("cause", r.Cause).Msg("condition of an upstream")
+	for i, r := range queue {
 		if err := c.store.PutCondition(ctx, r); err != nil {
-			c.log.Warn().Err(err).Str("upstream", r.Upstream).Msg("the condition of an upstream could not be written down")
+			c.log.Warn().Err(err).Str("upstream", r.Upstream).Msg("the condition of an upstream could not be written down yet")
+			c.mu.Lock()
+			c.queue = append(queue[i:], c.queue...)
+			c.mu.Unlock()
+			return false
 		}
 	}
+	return true
 }

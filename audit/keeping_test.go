@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -127,6 +128,64 @@ func TestConditions(t *testing.T) {
 			t.Errorf("written down: %+v, %v", got, err)
 		}
 	})
+}
+
+// A flakyConditions is a store whose writes fail, or are done and reported as
+// failed.
+type flakyConditions struct {
+	*sqlite.Store
+	done bool
+
+	mu   sync.Mutex
+	err  error
+	puts int
+}
+
+func (f *flakyConditions) PutCondition(ctx context.Context, c audit.Condition) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.puts++; f.err != nil && !f.done {
+		return f.err
+	}
+	return errors.Join(f.Store.PutCondition(ctx, c), f.err)
+}
+
+// What cannot be written down about an upstream waits, in order, and is written
+// once, whichever way the first attempt failed.
+func TestConditionsAreNotLost(t *testing.T) {
+	for _, done := range []bool{false, true} {
+		t.Run(fmt.Sprintf("done but reported as failed: %t", done), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store := openStore(t, t.TempDir())
+				f := &flakyConditions{Store: store, err: errors.New("disk full"), done: done}
+				c := audit.NewConditions(f, nil, quiet)
+				ctx, cancel := context.WithCancel(t.Context())
+				ended := make(chan error)
+				go func() { ended <- c.Run(ctx) }()
+				for _, err := range []error{trouble(audit.Degraded), trouble(audit.Degraded), trouble(audit.Degraded), nil} {
+					c.Answered("docker.io", err)
+					time.Sleep(time.Second)
+				}
+				synctest.Wait()
+				f.mu.Lock()
+				if f.puts == 0 {
+					t.Error("nothing was tried")
+				}
+				f.err = nil
+				f.mu.Unlock()
+				time.Sleep(2 * time.Minute)
+				synctest.Wait()
+				got, err := store.Conditions(t.Context(), 10)
+				if err != nil || len(got) != 1 || got[0].Type != audit.Degraded || got[0].Until == nil || !got[0].Until.After(got[0].Since) {
+					t.Errorf("written down: %+v, %v", got, err)
+				}
+				cancel()
+				if err := <-ended; err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	}
 }
 
 // Once a day the ledger commits to what every tag means: the listing is kept as

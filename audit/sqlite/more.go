@@ -100,17 +100,24 @@ func (s *Store) exposures(ctx context.Context, where string, args ...any) iter.S
 }
 
 // PutCondition implements audit.ConditionStore. One that a process before left
-// open ends when the next one of its upstream begins.
+// open ends when the next one of its upstream begins. The same one again, because
+// the first time was not known to have succeeded, changes nothing.
 func (s *Store) PutCondition(ctx context.Context, c audit.Condition) error {
 	return s.tx(ctx, func(tx *sql.Tx) error {
-		until := millis(c.Since)
+		since := millis(c.Since)
 		if c.Until != nil {
-			until = millis(*c.Until)
-		}
-		if _, err := tx.ExecContext(ctx, "UPDATE upstream_condition SET until = ? WHERE upstream = ? AND until IS NULL", until, c.Upstream); err != nil || c.Until != nil {
+			_, err := tx.ExecContext(ctx, "UPDATE upstream_condition SET until = ? WHERE upstream = ? AND until IS NULL", millis(*c.Until), c.Upstream)
 			return err
 		}
-		_, err := tx.ExecContext(ctx, "INSERT INTO upstream_condition (upstream, type, since, cause) VALUES (?, ?, ?, ?)", c.Upstream, c.Type, millis(c.Since), c.Cause)
+		var known bool
+		err := tx.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM upstream_condition WHERE upstream = ? AND type = ? AND since = ?)", c.Upstream, c.Type, since).Scan(&known)
+		if err != nil || known {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, "UPDATE upstream_condition SET until = ? WHERE upstream = ? AND until IS NULL", since, c.Upstream); err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, "INSERT INTO upstream_condition (upstream, type, since, cause) VALUES (?, ?, ?, ?)", c.Upstream, c.Type, since, c.Cause)
 		return err
 	})
 }
