@@ -33,27 +33,85 @@ type Config struct {
 type Registry struct {
 	Listen string `yaml:"listen"`
 	TLS    TLS    `yaml:"tls"`
+	Auth   Auth   `yaml:"auth"`
+
+	// Push is deny, or pass: to the upstream, with the client's own credentials.
+	// What a push makes of a tag is in the ledger.
+	Push string `yaml:"push"`
+
+	Intercept Intercept `yaml:"intercept"`
+}
+
+// Auth says who may pull.
+type Auth struct {
+	// Mode is none, basic (users of the htpasswd file) or passthrough: the
+	// client's own rights at the upstream decide, which is asked.
+	Mode string `yaml:"mode"`
+	// HtpasswdFile has the users of mode basic, with bcrypt hashes (htpasswd -B);
+	// read again when it changes.
+	HtpasswdFile string `yaml:"htpasswd_file"`
+}
+
+// The modes of Auth.
+const (
+	AuthNone        = "none"
+	AuthBasic       = "basic"
+	AuthPassthrough = "passthrough"
+)
+
+// What becomes of pushes.
+const (
+	PushDeny = "deny"
+	PushPass = "pass"
+)
+
+// Intercept is a proxy for HTTPS (CONNECT): Docker reaches every registry through
+// it under its own name. It answers for the hosts of the upstreams, with
+// certificates of a CA of its own, data/tls/intercept-ca.crt.
+type Intercept struct {
+	// Listen is its address; "" is off.
+	Listen string `yaml:"listen"`
+	// Tunnel are other hosts that clients may reach through it, untouched, such as
+	// auth.docker.io. All others are refused.
+	Tunnel []string `yaml:"tunnel"`
 }
 
 // TLS says how the registry proves who it is.
 type TLS struct {
-	// Mode is none (loopback only, unless insecure), files, or internal: a CA of
-	// tidemark's own, whose certificate is data/tls/internal-ca.crt.
+	// Mode is none (loopback only, unless insecure), files, acme, or internal: a CA
+	// of tidemark's own, whose certificate is data/tls/internal-ca.crt.
 	Mode string `yaml:"mode"`
 	// Insecure allows plain HTTP off loopback.
 	Insecure bool `yaml:"insecure"`
 	// CertFile and KeyFile are for mode files; read again when they change.
 	CertFile string `yaml:"cert_file"`
 	KeyFile  string `yaml:"key_file"`
-	// Hosts are the names and addresses to have certificates for, in mode
-	// internal. On loopback they default to localhost and the address itself.
+	// ClientCAFile holds the CA of clients, in any mode but none: who presents no
+	// certificate from it is not answered. Read again when it changes.
+	ClientCAFile string `yaml:"client_ca_file"`
+	// Hosts are the names to have certificates for, in modes acme and internal; in
+	// internal addresses too. There they default to localhost and the address
+	// itself on loopback.
 	Hosts []string `yaml:"hosts"`
+	// Email is told to the ACME server, which warns there before a certificate
+	// expires.
+	Email string `yaml:"email"`
+	// ACMEDirectory is the address of the ACME server.
+	ACMEDirectory string `yaml:"acme_directory"`
+	// ACMECAFile holds certificates to trust instead of the system's when the ACME
+	// server itself is asked.
+	ACMECAFile string `yaml:"acme_ca_file"`
+	// ACMEHTTP is where the server is answered that checks a name on port 80
+	// (HTTP-01), while it does. The other way (TLS-ALPN-01) is the registry's own
+	// address, which must then be reached on port 443.
+	ACMEHTTP string `yaml:"acme_http"`
 }
 
 // The modes of TLS.
 const (
 	TLSNone     = "none"
 	TLSFiles    = "files"
+	TLSACME     = "acme"
 	TLSInternal = "internal"
 )
 
@@ -78,6 +136,9 @@ type Upstream struct {
 	PasswordFile string `yaml:"password_file"`
 	// Password can stand here only as ${VARIABLE} of the environment.
 	Password Secret `yaml:"password"`
+	// DockerConfig is a config.json of Docker to take them from instead, credential
+	// helpers included, which are how ECR, GCR and ACR are logged in to.
+	DockerConfig string `yaml:"docker_config"`
 	// TokenRealms are hosts that may issue its tokens, besides its own domain.
 	TokenRealms []string `yaml:"token_realms"`
 	// CAFile holds certificates to trust instead of the system's.
@@ -237,8 +298,11 @@ const (
 // Default returns the configuration of an empty file.
 func Default() *Config {
 	return &Config{
-		Data:            "./tidemark-data",
-		Registry:        Registry{Listen: "127.0.0.1:5050", TLS: TLS{Mode: TLSNone}},
+		Data: "./tidemark-data",
+		Registry: Registry{
+			Listen: "127.0.0.1:5050", Push: PushDeny, Auth: Auth{Mode: AuthNone},
+			TLS: TLS{Mode: TLSNone, ACMEDirectory: "https://acme-v02.api.letsencrypt.org/directory", ACMEHTTP: ":80"},
+		},
 		Admin:           Admin{Listen: "127.0.0.1:5051"},
 		DefaultUpstream: "docker.io",
 		Tags:            Tags{TTL: Duration(60 * time.Second), Refresh: RefreshBlocking},

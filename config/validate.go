@@ -123,6 +123,7 @@ func sortedKeys(m map[string]*Upstream) []string {
 
 func (c *Config) validateRegistry(d *decoder) {
 	local := c.validateListen(d, "registry.listen", c.Registry.Listen)
+	c.validateAccess(d)
 	t := &c.Registry.TLS
 	switch t.Mode {
 	case TLSNone:
@@ -148,17 +149,51 @@ func (c *Config) validateRegistry(d *decoder) {
 		if len(t.Hosts) == 0 {
 			d.fail("registry.tls.hosts", nil, "mode internal needs the names or addresses by which clients reach this server")
 		}
-	default:
-		d.fail("registry.tls.mode", nil, "%q is not one of %s, %s, %s", t.Mode, TLSNone, TLSFiles, TLSInternal)
-	}
-	for _, unused := range []struct {
-		key  string
-		set  bool
-		mode string
-	}{{"cert_file", t.CertFile != "", TLSFiles}, {"key_file", t.KeyFile != "", TLSFiles}, {"hosts", len(t.Hosts) > 0, TLSInternal}} {
-		if unused.set && t.Mode != unused.mode {
-			d.fail("registry.tls."+unused.key, nil, "is for mode %s, not %s", unused.mode, t.Mode)
+	case TLSACME:
+		if len(t.Hosts) == 0 {
+			d.fail("registry.tls.hosts", nil, "mode acme needs the names to have certificates for")
 		}
+		for i, h := range t.Hosts {
+			if !hostGrammar.MatchString(strings.ToLower(h)) || strings.Contains(h, ":") {
+				d.fail(fmt.Sprintf("registry.tls.hosts[%d]", i), nil, "%q is not a host name", h)
+			}
+		}
+		if u, err := url.Parse(t.ACMEDirectory); err != nil || u.Scheme != "https" || u.Host == "" {
+			d.fail("registry.tls.acme_directory", nil, "%q is not an address such as https://acme.example/directory", t.ACMEDirectory)
+		}
+		validateCAFile(d, "registry.tls.acme_ca_file", t.ACMECAFile)
+		c.validateListen(d, "registry.tls.acme_http", t.ACMEHTTP)
+	default:
+		d.fail("registry.tls.mode", nil, "%q is not one of %s, %s, %s, %s", t.Mode, TLSNone, TLSFiles, TLSACME, TLSInternal)
+	}
+	if t.Mode == TLSNone && t.ClientCAFile != "" {
+		d.fail("registry.tls.client_ca_file", nil, "clients present certificates only with TLS: registry.tls.mode is none")
+	}
+	validateCAFile(d, "registry.tls.client_ca_file", t.ClientCAFile)
+	for _, unused := range []struct {
+		key   string
+		set   bool
+		modes []string
+	}{
+		{"cert_file", t.CertFile != "", []string{TLSFiles}}, {"key_file", t.KeyFile != "", []string{TLSFiles}},
+		{"hosts", len(t.Hosts) > 0, []string{TLSACME, TLSInternal}},
+		{"email", t.Email != "", []string{TLSACME}}, {"acme_ca_file", t.ACMECAFile != "", []string{TLSACME}},
+	} {
+		if unused.set && !slices.Contains(unused.modes, t.Mode) {
+			d.fail("registry.tls."+unused.key, nil, "is for mode %s, not %s", strings.Join(unused.modes, " or mode "), t.Mode)
+		}
+	}
+}
+
+// validateCAFile checks the file of a key that names certificates to trust.
+func validateCAFile(d *decoder, path, file string) {
+	if file == "" {
+		return
+	}
+	if pem, err := os.ReadFile(file); err != nil {
+		d.fail(path, nil, "%v", err)
+	} else if !x509.NewCertPool().AppendCertsFromPEM(pem) {
+		d.fail(path, nil, "%s holds no PEM certificate", file)
 	}
 }
 
@@ -228,30 +263,8 @@ func (c *Config) validateUpstream(d *decoder, name string, u *Upstream) {
 	if u.Kind != KindRegistry && u.Kind != KindMirror {
 		d.fail(path+".kind", nil, "%q is neither registry nor mirror", u.Kind)
 	}
-	if u.PasswordFile != "" {
-		if u.Password != "" {
-			d.fail(path+".password_file", nil, "password is set too")
-		}
-		var err error
-		if u.Password, err = readSecret(u.PasswordFile); err != nil {
-			d.fail(path+".password_file", nil, "%v", err)
-		}
-	}
-	if (u.Username == "") != (u.Password == "") && !d.isSpoiled(path+".password") && !d.isSpoiled(path+".password_file") {
-		d.fail(path+".username", nil, "username and password go together")
-	}
-	if u.Username != "" && !u.Shared && c.Registry.Listen != "" {
-		if host, _, err := net.SplitHostPort(c.Registry.Listen); err == nil && !isLoopback(host) {
-			d.fail(path, nil, "its credentials would let every client that reaches %s have private content; set shared: true if that is meant", c.Registry.Listen)
-		}
-	}
-	if u.CAFile != "" {
-		if pem, err := os.ReadFile(u.CAFile); err != nil {
-			d.fail(path+".ca_file", nil, "%v", err)
-		} else if !x509.NewCertPool().AppendCertsFromPEM(pem) {
-			d.fail(path+".ca_file", nil, "%s holds no PEM certificate", u.CAFile)
-		}
-	}
+	c.validateCredentials(d, path, u)
+	validateCAFile(d, path+".ca_file", u.CAFile)
 }
 
 // validateHosts refuses a request host that would mean two upstreams.
