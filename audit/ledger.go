@@ -254,7 +254,8 @@ func withheld(s State, r *Rule) (head digest.Digest, until *time.Time, why strin
 // durably. When upstream has no answer, or the ledger cannot be written, a ref
 // that is known is answered with what is recorded, and Stale says why; one that
 // is not known is an error. So are refs for which a rule has nothing to serve:
-// ErrDenied, ErrTooNew, ErrDeleted.
+// ErrDenied, ErrTooNew, ErrDeleted. The deadline of ctx is how long the caller
+// waits for upstream: past it, what is recorded is the answer, too.
 func (l *Ledger) Resolve(ctx context.Context, ref Ref, ask Ask) (Answer, error) {
 	l.mu.Lock()
 	r, ok := l.recent.Get(ref)
@@ -286,8 +287,31 @@ func (l *Ledger) Resolve(ctx context.Context, ref Ref, ask Ask) (Answer, error) 
 		}
 		return servable(ref, res.Val.(Answer))
 	case <-ctx.Done():
-		return Answer{}, context.Cause(ctx)
 	}
+	cause := context.Cause(ctx)
+	if !errors.Is(cause, context.DeadlineExceeded) {
+		return Answer{}, cause
+	}
+	s, _, err := l.known(context.WithoutCancel(ctx), ref)
+	if err != nil || !s.Known() {
+		return Answer{}, fmt.Errorf("resolve %s: %w", ref, cause)
+	}
+	return servable(ref, Answer{State: s, Rule: l.policy.Load().Rule(ref), Asked: true, Stale: cause})
+}
+
+// Ask is Resolve for one who knows that the answer may have changed: upstream is
+// asked whatever is remembered.
+func (l *Ledger) Ask(ctx context.Context, ref Ref, ask Ask) (Answer, error) {
+	if rule := l.policy.Load().Rule(ref); rule.Mode == Deny {
+		return servable(ref, Answer{Rule: rule}) // nobody is asked
+	}
+	l.wg.Add(1)
+	defer l.wg.Done()
+	a, err := l.refresh(ctx, ref, ask)
+	if err != nil {
+		return Answer{}, err
+	}
+	return servable(ref, a)
 }
 
 // servable refuses an answer that has nothing to serve.

@@ -26,6 +26,9 @@ func refuse(w http.ResponseWriter, p Pull) {
 	if errors.As(p.Err, &ue) && ue.RetryAfter > 0 && (e.Status == http.StatusTooManyRequests || e.Status == http.StatusServiceUnavailable) {
 		head.Set("Retry-After", strconv.Itoa(int((ue.RetryAfter+time.Second-1)/time.Second)))
 	}
+	if ue != nil && e.Status == http.StatusUnauthorized {
+		head["Www-Authenticate"] = ue.Challenge
+	}
 	e.Write(w)
 }
 
@@ -70,7 +73,7 @@ type detail struct {
 }
 
 // unknown is the code for what there is not, by what was asked for.
-var unknown = map[oci.Kind]string{oci.Manifest: oci.ManifestUnknown, oci.Blob: oci.BlobUnknown, oci.TagList: oci.NameUnknown, oci.TagHistory: oci.ManifestUnknown, oci.OCITagHistory: oci.ManifestUnknown}
+var unknown = map[oci.Kind]string{oci.Manifest: oci.ManifestUnknown, oci.Blob: oci.BlobUnknown, oci.TagList: oci.NameUnknown, oci.Referrers: oci.ManifestUnknown, oci.Push: oci.NameUnknown, oci.TagHistory: oci.ManifestUnknown, oci.OCITagHistory: oci.ManifestUnknown}
 
 // offline tells that something is not here and will not be asked for.
 func offline(p Pull) *oci.Error {

@@ -5,10 +5,12 @@ package proxy
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -26,6 +28,26 @@ type Options struct {
 	Ledger    *audit.Ledger
 	Cache     *cache.Cache
 	Prefetch  bool // begin to fill an image's layers when its manifest is asked for
+
+	// Login says who a client is, and whether it may enter at all. Nil lets
+	// everybody in.
+	Login func(*http.Request) (user string, ok bool)
+
+	// Passthrough has the client's own rights at the upstream decide what it may
+	// have, except at those that are Shared.
+	Passthrough bool
+	Shared      map[string]bool
+
+	// Push passes what changes a repository on to its upstream.
+	Push bool
+
+	// TTL is how long a list of referrers is good.
+	TTL time.Duration
+
+	// Repositories are the repositories that the ledger knows, as
+	// upstream/repository, sorted, n of those that follow after; only of some
+	// upstreams unless these are nil.
+	Repositories func(ctx context.Context, upstreams []string, after string, n int) ([]string, error)
 
 	// KnownTags are the tags of a repository that the ledger knows, for when
 	// upstream does not answer.
@@ -51,30 +73,62 @@ type Pull struct {
 	Repo     string
 	Tag      string
 	Digest   digest.Digest
+	User     string // who logged in
 	Source   string // hit, join, fill, pass or stale
 	Sent     bool   // the content was sent, not only described
 	Err      error  // why it was refused or given up
 
-	begun bool // a status was sent: an error can only abort
+	begun bool        // a status was sent: an error can only abort
+	late  *time.Timer // gives up on a pull that has not begun
+}
+
+// begin notes that a status is about to be sent.
+func (p *Pull) begin() {
+	p.begun = true
+	p.late.Stop()
 }
 
 // A Handler is the registry: the /v2 API of every upstream.
-type Handler struct{ o Options }
+type Handler struct {
+	o      Options
+	rights *rights // nil unless clients' own rights count
+	lists  referrerLists
+}
 
 // New returns the handler that o describes.
 func New(o Options) *Handler {
 	if o.Observe == nil {
 		o.Observe = func(*http.Request, Pull) {}
 	}
-	return &Handler{o}
+	h := &Handler{o: o, lists: referrerLists{known: lru[member, referrerList](referrersMost)}}
+	if o.Passthrough {
+		h.rights = newRights()
+	}
+	return h
 }
+
+// A client must be answered or refused before it gives up on us (containerd waits
+// for a mirror for 30 s, others for less), whatever upstream does: within ten
+// seconds. What is known of a tag is served a little before.
+const (
+	answerWithin  = 9500 * time.Millisecond
+	resolveWithin = 8500 * time.Millisecond
+)
+
+// errLate is the cause of a pull that could not be answered in time. What it
+// waited for goes on without it.
+var errLate = fmt.Errorf("no answer could be had within %v: %w", answerWithin, context.DeadlineExceeded)
 
 // ServeHTTP answers a request of the /v2 API. It is the only place that looks
 // at an error: nothing sent yet is an error for the client, something sent can
 // only be cut off.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
 	var p Pull
-	p.Err = h.serve(w, r, &p)
+	p.late = time.AfterFunc(answerWithin, func() { cancel(errLate) })
+	defer p.late.Stop()
+	p.Err = h.serve(w, r.WithContext(ctx), &p)
 	if p.Err != nil && !p.begun && r.Context().Err() == nil {
 		refuse(w, p)
 		p.begun = true
@@ -91,11 +145,22 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, p *Pull) error {
 	w.Header()["Docker-Distribution-Api-Version"] = apiVersion
 	req, err := oci.Parse(r.Method, r.URL.Path)
 	p.Kind = req.Kind
+	if h.o.Login != nil {
+		user, ok := h.o.Login(r)
+		if !ok {
+			w.Header().Set("WWW-Authenticate", `Basic realm="tidemark"`)
+			return &oci.Error{Status: http.StatusUnauthorized, Code: oci.Unauthorized, Message: "this mirror wants a name and a password of its own: log in to it"}
+		}
+		p.User = user
+	}
 	if err != nil {
 		return err
 	}
-	if req.Kind == oci.Ping {
-		return ping(w, p)
+	switch req.Kind {
+	case oci.Ping:
+		return h.ping(w, r, p)
+	case oci.Catalog:
+		return h.catalog(w, r, p)
 	}
 	ns, hasNS, err := namespace(r.URL)
 	if err != nil {
@@ -108,7 +173,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, p *Pull) error {
 	if hasNS {
 		w.Header().Set("OCI-Namespace", ns)
 	}
-	repo := repository{target, h.o.Upstreams[target.Upstream], h.o.Cache}
+	repo := repository{target, h.asker(r, target.Upstream), h.o.Cache, h.rights}
 	p.Upstream, p.Repo, p.Tag, p.Digest = target.Upstream, target.Repository, req.Tag, req.Digest
 	switch req.Kind {
 	case oci.Manifest:
@@ -117,11 +182,14 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, p *Pull) error {
 		return h.blob(w, r, repo, req, p)
 	case oci.TagList:
 		return h.tags(w, r, repo, p)
+	case oci.Referrers:
+		return h.referrers(w, r, repo, req, p)
 	case oci.TagHistory, oci.OCITagHistory:
 		return h.tagHistory(w, r, repo, req, p)
-	default:
-		return &oci.Error{Status: http.StatusMethodNotAllowed, Code: oci.Unsupported, Message: "tidemark is a mirror and takes no pushes; push to " + target.Upstream + " itself"}
+	case oci.Push:
+		return h.push(w, r, repo, req, p)
 	}
+	panic("proxy: no handler for requests of kind " + req.Kind.String())
 }
 
 // Header values that every answer of a kind shares.
@@ -131,13 +199,6 @@ var (
 	rangeUnit  = []string{"bytes"}
 	octets     = []string{"application/octet-stream"}
 )
-
-func ping(w http.ResponseWriter, p *Pull) error {
-	w.Header().Set("Content-Type", "application/json")
-	p.begun = true
-	_, err := w.Write([]byte("{}"))
-	return err
-}
 
 // namespace reads the ns parameter (distribution-spec, "Registry Proxying").
 func namespace(u *url.URL) (ns string, ok bool, err error) {
@@ -154,21 +215,24 @@ func namespace(u *url.URL) (ns string, ok bool, err error) {
 // manifest answers the two questions of every pull.
 func (h *Handler) manifest(w http.ResponseWriter, r *http.Request, repo repository, req oci.Request, p *Pull) error {
 	ctx, dgst := r.Context(), req.Digest
-	var ans audit.Answer
+	if err := repo.mayRead(ctx, oci.Manifest, req.Tag, dgst); err != nil {
+		return err
+	}
+	var (
+		ans     audit.Answer
+		m       *cache.Manifest
+		outcome cache.Outcome
+		err     error
+	)
 	if req.Tag != "" {
-		var err error
-		ans, err = h.o.Ledger.Resolve(ctx, repo.ref(req.Tag), repo.ask(req.Tag))
-		if err != nil {
-			return err
-		}
-		dgst = ans.Served
-		p.Digest = dgst
-	} else if r.Method == http.MethodHead {
-		if _, here := h.o.Cache.Stat(dgst); !here {
+		m, outcome, ans, err = h.resolved(ctx, repo, req.Tag)
+		dgst, p.Digest = ans.Served, ans.Served
+	} else {
+		if r.Method == http.MethodHead && h.asksFirst(repo, dgst) {
 			return h.headManifest(w, r, repo, dgst, p)
 		}
+		m, outcome, err = h.o.Cache.Manifest(ctx, dgst, repo.manifest(dgst))
 	}
-	m, outcome, err := h.o.Cache.Manifest(ctx, dgst, repo.manifest(dgst))
 	if err != nil {
 		return err
 	}
@@ -192,13 +256,47 @@ func (h *Handler) manifest(w http.ResponseWriter, r *http.Request, repo reposito
 		head["Cache-Status"] = contentStatus(outcome)
 		p.Source = outcome.String()
 	}
-	p.begun = true
+	p.begin()
 	if notModified(w, r, dgst) || r.Method == http.MethodHead {
 		return nil
 	}
 	p.Sent = true
 	_, err = w.Write(m.Body)
 	return err
+}
+
+// resolved is the manifest that a tag means: the ledger says which, the cache has
+// its bytes.
+func (h *Handler) resolved(ctx context.Context, repo repository, tag string) (*cache.Manifest, cache.Outcome, audit.Answer, error) {
+	ans, err := h.resolve(ctx, repo, tag)
+	if err != nil {
+		return nil, 0, ans, err
+	}
+	if !repo.isOpen() {
+		// Upstream said once that the tag means it, perhaps long ago.
+		repo.rights.join(member{repo.Upstream, repo.Repository, ans.Served})
+	}
+	m, outcome, err := h.o.Cache.Manifest(ctx, ans.Served, repo.manifest(ans.Served))
+	return m, outcome, ans, err
+}
+
+func (h *Handler) resolve(ctx context.Context, repo repository, tag string) (audit.Answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, resolveWithin)
+	defer cancel()
+	ans, err := h.o.Ledger.Resolve(ctx, repo.ref(tag), repo.ask(tag, "pull"))
+	var ue *upstream.Error
+	if errors.As(err, &ue) && ue.Caller != repo.upstream.Caller() {
+		// The question was another client's, and so is the refusal.
+		ans, err = h.o.Ledger.Resolve(ctx, repo.ref(tag), repo.ask(tag, "pull"))
+	}
+	return ans, err
+}
+
+// asksFirst tells whether a HEAD for content is upstream's to answer: it is not
+// here, or somebody may want to know whether it must be pushed.
+func (h *Handler) asksFirst(repo repository, dgst digest.Digest) bool {
+	_, here := h.o.Cache.Stat(dgst)
+	return !here || h.o.Push && !repo.upstream.IsOffline()
 }
 
 // headManifest answers a HEAD for a manifest that is not here without
@@ -211,7 +309,8 @@ func (h *Handler) headManifest(w http.ResponseWriter, r *http.Request, repo repo
 	describeContent(w.Header(), dgst, m.MediaType, m.Size)
 	w.Header()["Cache-Control"] = immutable
 	w.Header()["Cache-Status"] = asked
-	p.Source, p.begun = cache.Pass.String(), true
+	p.Source = cache.Pass.String()
+	p.begin()
 	notModified(w, r, dgst)
 	return nil
 }
@@ -219,6 +318,9 @@ func (h *Handler) headManifest(w http.ResponseWriter, r *http.Request, repo repo
 func (h *Handler) blob(w http.ResponseWriter, r *http.Request, repo repository, req oci.Request, p *Pull) error {
 	rng, err := parseRange(r)
 	if err != nil {
+		return err
+	}
+	if err := repo.mayRead(r.Context(), oci.Blob, "", req.Digest); err != nil {
 		return err
 	}
 	w.Header()["Accept-Ranges"] = rangeUnit
@@ -250,7 +352,7 @@ func (h *Handler) blob(w http.ResponseWriter, r *http.Request, repo repository, 
 	p.Source = b.Outcome.String()
 	describeContent(w.Header(), req.Digest, octets[0], n)
 	w.Header()["Cache-Status"] = contentStatus(b.Outcome)
-	p.begun = true
+	p.begin()
 	w.WriteHeader(status)
 	_, err = section.WriteTo(w)
 	p.Source = b.Outcome.String() // it may have changed half-way
@@ -263,96 +365,19 @@ func (h *Handler) headBlob(w http.ResponseWriter, r *http.Request, repo reposito
 	size, here := h.o.Cache.Stat(dgst)
 	p.Source = cache.Hit.String()
 	w.Header()["Cache-Status"] = contentStatus(cache.Hit)
-	if !here {
-		var err error
-		if size, err = repo.upstream.HeadBlob(r.Context(), repo.Repository, dgst); err != nil {
+	if h.asksFirst(repo, dgst) {
+		told, err := repo.upstream.HeadBlob(r.Context(), repo.Repository, dgst)
+		switch {
+		case err == nil:
+			size = told
+			p.Source = cache.Pass.String()
+			w.Header()["Cache-Status"] = asked
+		case !here || !silent(err):
 			return err
 		}
-		p.Source = cache.Pass.String()
-		w.Header()["Cache-Status"] = asked
 	}
 	describeContent(w.Header(), dgst, octets[0], size)
-	p.begun = true
+	p.begin()
 	notModified(w, r, dgst)
 	return nil
-}
-
-// tags answers with upstream's page of tags, or with those known here when
-// upstream does not answer.
-func (h *Handler) tags(w http.ResponseWriter, r *http.Request, repo repository, p *Pull) error {
-	query := r.URL.Query()
-	ns := query["ns"]
-	query.Del("ns")
-	if n := query.Get("n"); n != "" {
-		if v, err := strconv.Atoi(n); err != nil || v < 0 {
-			return &oci.Error{Status: http.StatusBadRequest, Code: oci.Unsupported, Message: "n is not a number of tags"}
-		}
-	}
-	names, next, err := repo.upstream.Tags(r.Context(), repo.Repository, query)
-	p.Source = cache.Pass.String()
-	status := asked
-	if err != nil {
-		known, kerr := h.tagsWithout(r.Context(), repo, err)
-		if kerr != nil {
-			return kerr
-		}
-		names, next = page(known, query)
-		status = staleStatus(err)
-		p.Source = "stale"
-	}
-	if next != nil {
-		if ns != nil {
-			next["ns"] = ns
-		}
-		w.Header().Set("Link", "</v2/"+repo.Name+"/tags/list?"+next.Encode()+`>; rel="next"`)
-	}
-	if names == nil {
-		names = []string{}
-	}
-	body, err := json.Marshal(struct {
-		Name string   `json:"name"`
-		Tags []string `json:"tags"`
-	}{repo.Name, names})
-	if err != nil {
-		return err
-	}
-	head := w.Header()
-	head.Set("Content-Type", "application/json")
-	head.Set("Content-Length", strconv.Itoa(len(body)))
-	head["Cache-Status"] = status
-	p.begun = true
-	if r.Method == http.MethodHead {
-		return nil
-	}
-	_, err = w.Write(body)
-	return err
-}
-
-// tagsWithout returns the tags known here if cause is that upstream did not
-// answer, and cause otherwise.
-func (h *Handler) tagsWithout(ctx context.Context, repo repository, cause error) ([]string, error) {
-	if !silent(cause) {
-		return nil, cause
-	}
-	known, err := h.o.KnownTags(ctx, repo.Upstream, repo.Repository)
-	if err != nil || len(known) == 0 {
-		return nil, cause // what matters to the client
-	}
-	return known, nil
-}
-
-// page cuts sorted tags as distribution-spec, "Listing Tags", has it.
-func page(tags []string, query url.Values) ([]string, url.Values) {
-	last := query.Get("last")
-	for len(tags) > 0 && tags[0] <= last {
-		tags = tags[1:]
-	}
-	n, err := strconv.Atoi(query.Get("n"))
-	if err != nil || n >= len(tags) {
-		return tags, nil
-	}
-	if n == 0 {
-		return nil, nil
-	}
-	return tags[:n], url.Values{"n": {strconv.Itoa(n)}, "last": {tags[n-1]}}
 }

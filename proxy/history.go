@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"encoding/json"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -42,6 +41,9 @@ func (h *Handler) tagHistory(w http.ResponseWriter, r *http.Request, repo reposi
 	if err != nil {
 		return err
 	}
+	if err := repo.mayRead(r.Context(), oci.Manifest, req.Tag, ""); err != nil {
+		return err
+	}
 	n := q.Limit
 	q.Limit++ // one more tells whether there is a next page
 	stints, err := h.o.History(r.Context(), repo.ref(req.Tag), q)
@@ -62,19 +64,7 @@ func (h *Handler) tagHistory(w http.ResponseWriter, r *http.Request, repo reposi
 		}
 		list.Manifests = append(list.Manifests, stintDescriptor(st))
 	}
-	body, err := json.Marshal(list)
-	if err != nil {
-		return err
-	}
-	head := w.Header()
-	head.Set("Content-Type", ocispec.MediaTypeImageIndex)
-	head.Set("Content-Length", strconv.Itoa(len(body)))
-	p.begun = true
-	if r.Method == http.MethodHead {
-		return nil
-	}
-	_, err = w.Write(body)
-	return err
+	return writeList(w, r, p, ocispec.MediaTypeImageIndex, list)
 }
 
 func historyQuery(query url.Values) (q audit.HistoryQuery, err error) {

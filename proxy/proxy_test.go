@@ -122,7 +122,7 @@ func (m *mirror) start(s settings) {
 	})
 	h := proxy.New(proxy.Options{
 		Table: table, Upstreams: upstreams, Ledger: m.ledger,
-		Cache: m.cache, Prefetch: s.prefetch, KnownTags: m.store.TagNames, History: m.store.History,
+		Cache: m.cache, Prefetch: s.prefetch, KnownTags: m.store.TagNames, History: m.store.History, Repositories: m.store.Repositories,
 	})
 	srv := httptest.NewServer(h)
 	m.t.Cleanup(func() { srv.CloseClientConnections(); srv.Close() })

@@ -25,8 +25,9 @@ import (
 // on it.
 type repository struct {
 	route.Target
-	upstream *upstream.Upstream
+	upstream *upstream.Upstream // asked with the rights that count
 	cache    *cache.Cache
+	rights   *rights // nil unless clients' own rights count
 }
 
 func (r repository) ref(tag string) audit.Ref {
@@ -36,32 +37,38 @@ func (r repository) ref(tag string) audit.Ref {
 // ask finds out what tag means upstream. A tag that is known is asked about
 // with HEAD, which rate limits do not count, and a digest that is not known is
 // fetched before it is believed. A tag never seen is asked for with a GET at
-// once: its manifest is needed anyway.
-func (r repository) ask(tag string) audit.Ask {
+// once: its manifest is needed anyway. What made us ask is the trigger.
+func (r repository) ask(tag, trigger string) audit.Ask {
 	return func(ctx context.Context, q audit.Question) (audit.Observation, error) {
-		if !q.Known.Known() {
-			return r.get(ctx, tag, []string{http.MethodGet})
-		}
-		claim, err := r.upstream.HeadManifest(ctx, r.Repository, tag)
-		if err != nil {
-			return r.absent(ctx, tag, q, err)
-		}
-		switch claim.Digest {
-		case "": // an old registry: only the bytes tell
-			return r.get(ctx, tag, []string{http.MethodHead, http.MethodGet})
-		case q.Known.Head:
-			return r.observation(claim.Digest, q.Known.HeadMediaType, q.Known.HeadSize, claim.Edge, false, http.MethodHead), nil
-		}
-		tries := claimTries
-		if q.Known.Refuses(claim.Digest) {
-			tries = 1 // it is on the record that it could not be had
-		}
-		m, err := r.claimed(ctx, claim.Digest, tries)
-		if err != nil {
-			return audit.Observation{}, err
-		}
-		return r.observation(m.Digest, m.MediaType, int64(len(m.Body)), claim.Edge, true, http.MethodHead, http.MethodGet), nil
+		seen, err := r.observe(ctx, tag, q)
+		seen.Evidence.Trigger = trigger
+		return seen, err
 	}
+}
+
+func (r repository) observe(ctx context.Context, tag string, q audit.Question) (audit.Observation, error) {
+	if !q.Known.Known() {
+		return r.get(ctx, tag, []string{http.MethodGet})
+	}
+	claim, err := r.upstream.HeadManifest(ctx, r.Repository, tag)
+	if err != nil {
+		return r.absent(ctx, tag, q, err)
+	}
+	switch claim.Digest {
+	case "": // an old registry: only the bytes tell
+		return r.get(ctx, tag, []string{http.MethodHead, http.MethodGet})
+	case q.Known.Head:
+		return r.observation(claim.Digest, q.Known.HeadMediaType, q.Known.HeadSize, claim.Edge, false, http.MethodHead), nil
+	}
+	tries := claimTries
+	if q.Known.Refuses(claim.Digest) {
+		tries = 1 // it is on the record that it could not be had
+	}
+	m, err := r.claimed(ctx, claim.Digest, tries)
+	if err != nil {
+		return audit.Observation{}, err
+	}
+	return r.observation(m.Digest, m.MediaType, int64(len(m.Body)), claim.Edge, true, http.MethodHead, http.MethodGet), nil
 }
 
 // Waits for a digest that upstream says a tag means, and does not have yet: what
@@ -162,7 +169,7 @@ func (r repository) observation(dgst digest.Digest, mediaType string, size int64
 	return audit.Observation{
 		Digest: dgst, MediaType: mediaType, Size: size,
 		Evidence: audit.Evidence{
-			Via: via, BodyVerified: verified, AcceptProfile: oci.AcceptProfile, Identity: r.upstream.Identity(), Edge: edge, Trigger: "pull",
+			Via: via, BodyVerified: verified, AcceptProfile: oci.AcceptProfile, Identity: r.upstream.Identity(), Edge: edge,
 		},
 	}
 }
@@ -182,7 +189,7 @@ func (r repository) nonsense(reference string, err error) error {
 // source names where content comes from, and as what: a repository that has no
 // blob of a digest may have a manifest.
 func (r repository) source(kind string) source {
-	return source(kind + " of " + r.Upstream + "/" + r.Repository)
+	return source(kind + " of " + r.Upstream + "/" + r.Repository + callerName(r.upstream.Caller()))
 }
 
 type source string
@@ -211,6 +218,7 @@ func (s manifestSource) Open(ctx context.Context, _, _ int64) (*cache.Content, e
 		if err := s.repo.check(m, s.dgst.String()); err != nil {
 			return nil, err
 		}
+		s.repo.has(s.dgst)
 	}
 	return given{s.source, m.Body}.Open(ctx, 0, -1)
 }
@@ -247,5 +255,6 @@ func (s blobSource) Open(ctx context.Context, off, n int64) (*cache.Content, err
 	if err != nil {
 		return nil, err
 	}
+	s.repo.has(s.dgst)
 	return &cache.Content{Body: b.Body, Offset: b.Offset, Size: b.Size}, nil
 }

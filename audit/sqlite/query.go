@@ -3,6 +3,7 @@ package sqlite
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -186,22 +187,44 @@ func (s *Store) Keep(ctx context.Context, digests int, since time.Time) iter.Seq
 	}
 }
 
+// Repositories returns the repositories known, as upstream/repository in order of
+// that text: n of those that follow after, of some upstreams only unless these are
+// nil.
+func (s *Store) Repositories(ctx context.Context, upstreams []string, after string, n int) ([]string, error) {
+	among, err := json.Marshal(upstreams)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := s.read.QueryContext(ctx, `
+		SELECT DISTINCT upstream || '/' || repository AS name FROM ref
+		WHERE (?1 = 'null' OR upstream IN (SELECT value FROM json_each(?1))) AND name > ?2 ORDER BY name LIMIT ?3`, string(among), after, n)
+	if err != nil {
+		return nil, err
+	}
+	return texts(rows)
+}
+
+// texts reads rows of one text each.
+func texts(rows *sql.Rows) ([]string, error) {
+	defer rows.Close()
+	var out []string
+	for rows.Next() {
+		var text string
+		if err := rows.Scan(&text); err != nil {
+			return nil, err
+		}
+		out = append(out, text)
+	}
+	return out, rows.Err()
+}
+
 // TagNames returns the tags known of one repository, sorted.
 func (s *Store) TagNames(ctx context.Context, upstream, repository string) ([]string, error) {
 	rows, err := s.read.QueryContext(ctx, "SELECT tag FROM ref WHERE upstream = ? AND repository = ? ORDER BY tag", upstream, repository)
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
-	var out []string
-	for rows.Next() {
-		var tag string
-		if err := rows.Scan(&tag); err != nil {
-			return nil, err
-		}
-		out = append(out, tag)
-	}
-	return out, rows.Err()
+	return texts(rows)
 }
 
 // Events returns the entries that q selects.

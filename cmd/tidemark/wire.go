@@ -273,7 +273,7 @@ func wireUpstreams(cfg *config.Config, metrics *admin.Metrics) (map[string]*upst
 	var routes []route.Upstream
 	for name, u := range cfg.Upstreams {
 		o := upstream.Options{
-			Name: name, Username: u.Username, Password: string(u.Password), TokenRealms: u.TokenRealms,
+			Name: name, TokenRealms: u.TokenRealms,
 			Insecure: u.Insecure, UserAgent: "tidemark/" + version(), Offline: cfg.Tags.Offline,
 			Observe: func(status int) { metrics.Upstream(name, status) },
 		}
@@ -283,6 +283,12 @@ func wireUpstreams(cfg *config.Config, metrics *admin.Metrics) (map[string]*upst
 				return nil, nil, err
 			}
 			o.Endpoints = append(o.Endpoints, v)
+		}
+		switch {
+		case u.Username != "":
+			o.Credentials, o.Identity = upstream.Static(u.Username, string(u.Password)), upstream.IdentityOf(u.Username)
+		case u.DockerConfig != "":
+			o.Credentials, o.Identity = upstream.DockerConfig(u.DockerConfig, loginHosts(name, o.Endpoints)...), "docker-config"
 		}
 		if u.CAFile != "" {
 			pem, err := os.ReadFile(u.CAFile)
@@ -299,10 +305,34 @@ func wireUpstreams(cfg *config.Config, metrics *admin.Metrics) (map[string]*upst
 	return upstreams, table, err
 }
 
+// loginHosts are the names under which somebody may have logged in to an upstream.
+func loginHosts(name string, endpoints []*url.URL) []string {
+	hosts := []string{name}
+	if name == "docker.io" {
+		hosts = append(hosts, "index.docker.io")
+	}
+	for _, e := range endpoints {
+		if !slices.Contains(hosts, e.Host) {
+			hosts = append(hosts, e.Host)
+		}
+	}
+	return hosts
+}
+
 func (s *server) wireRegistry(ctx context.Context, upstreams map[string]*upstream.Upstream, table *route.Table, metrics *admin.Metrics) error {
+	login, err := s.wireLogin()
+	if err != nil {
+		return err
+	}
+	shared := make(map[string]bool)
+	for name, u := range s.cfg.Upstreams {
+		shared[name] = u.Shared
+	}
 	handler := proxy.New(proxy.Options{
 		Table: table, Upstreams: upstreams, Ledger: s.ledger, Cache: s.cache,
-		Prefetch: s.cfg.Cache.Prefetch, KnownTags: s.store.TagNames,
+		Login: login, Passthrough: s.cfg.Registry.Auth.Mode == config.AuthPassthrough, Shared: shared,
+		Push: s.cfg.Registry.Push == config.PushPass, TTL: time.Duration(s.cfg.Tags.TTL),
+		Prefetch: s.cfg.Cache.Prefetch, KnownTags: s.store.TagNames, Repositories: s.store.Repositories,
 		History: s.store.History, OCITagHistory: s.cfg.Audit.OCITagHistory,
 		Observe: func(r *http.Request, p proxy.Pull) {
 			line := front.LineOf(r)
@@ -325,6 +355,29 @@ func (s *server) wireRegistry(ctx context.Context, upstreams map[string]*upstrea
 	return s.registry.Listen()
 }
 
+// wireLogin returns how clients log in to this server itself, nil if they need not.
+func (s *server) wireLogin() (func(*http.Request) (string, bool), error) {
+	switch {
+	case s.cfg.Registry.Auth.Mode == config.AuthBasic:
+		users, err := front.OpenHtpasswd(s.cfg.Registry.Auth.HtpasswdFile, s.log)
+		if err != nil {
+			return nil, err
+		}
+		return func(r *http.Request) (string, bool) {
+			user, password, ok := r.BasicAuth()
+			return user, ok && users.Allows(user, password)
+		}, nil
+	case s.cfg.Registry.TLS.ClientCAFile != "":
+		return func(r *http.Request) (string, bool) { // the handshake has let it in
+			if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+				return "", true
+			}
+			return r.TLS.PeerCertificates[0].Subject.CommonName, true
+		}, nil
+	}
+	return nil, nil
+}
+
 // visited notes who resolved or fetched a manifest.
 func (s *server) visited(r *http.Request, p proxy.Pull) {
 	if p.Kind != oci.Manifest || p.Err != nil || p.Digest == "" || p.Tag == "" && !p.Sent {
@@ -334,7 +387,7 @@ func (s *server) visited(r *http.Request, p proxy.Pull) {
 	if err != nil {
 		client = r.RemoteAddr
 	}
-	s.exposures.Note(audit.Visit{Digest: p.Digest, Client: client, Upstream: p.Upstream, Repository: p.Repo, Tag: p.Tag, Fetched: p.Sent})
+	s.exposures.Note(audit.Visit{Digest: p.Digest, Client: client, User: p.User, Upstream: p.Upstream, Repository: p.Repo, Tag: p.Tag, Fetched: p.Sent})
 }
 
 func (s *server) wireTLS(ctx context.Context) (*tls.Config, error) {

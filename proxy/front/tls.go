@@ -51,13 +51,13 @@ type fileCert struct {
 	checked time.Time
 }
 
-// certCheck is how often the files are looked at.
-const certCheck = time.Second
+// fileCheck is how often files that may change are looked at.
+const fileCheck = time.Second
 
 func (f *fileCert) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if now := time.Now(); now.Sub(f.checked) >= certCheck {
+	if now := time.Now(); now.Sub(f.checked) >= fileCheck {
 		f.checked = now
 		if stamp, err := f.stat(); err != nil || stamp != f.stamp {
 			if err == nil {

@@ -42,6 +42,11 @@ func TestRequestsOfAPull(t *testing.T) {
 		{"/v2/library/nginx/tags/list", oci.Request{Kind: oci.TagList, Name: "library/nginx"}},
 		{"/v2/" + longest + "/tags/list", oci.Request{Kind: oci.TagList, Name: longest}},
 
+		{"/v2/a/b/referrers/" + sha256.String(), oci.Request{Kind: oci.Referrers, Name: "a/b", Digest: sha256}},
+		{"/v2/a/referrers/referrers/" + sha512.String(), oci.Request{Kind: oci.Referrers, Name: "a/referrers", Digest: sha512}},
+		{"/v2/a/referrers/manifests/latest", oci.Request{Kind: oci.Manifest, Name: "a/referrers", Tag: "latest"}},
+		{"/v2/_catalog", oci.Request{Kind: oci.Catalog}},
+
 		{"/v2/library/nginx/_tidemark/tag-history/1.27", oci.Request{Kind: oci.TagHistory, Name: "library/nginx", Tag: "1.27"}},
 		{"/v2/library/nginx/_oci/tag-history/1.27", oci.Request{Kind: oci.OCITagHistory, Name: "library/nginx", Tag: "1.27"}},
 
@@ -64,19 +69,23 @@ func TestRequestsOfAPull(t *testing.T) {
 // Whatever would change a repository is a push, and so is all that belongs to
 // the upload of a blob. Its name is held to the grammar nevertheless.
 func TestRequestsThatChangeARepositoryArePushes(t *testing.T) {
-	for _, tt := range []struct{ method, path string }{
-		{"PUT", "/v2/a/b/manifests/latest"},
-		{"DELETE", "/v2/a/b/manifests/" + sha256.String()},
-		{"DELETE", "/v2/a/b/blobs/" + sha256.String()},
-		{"POST", "/v2/a/b/tags/list"},
-		{"POST", "/v2/a/b/blobs/uploads"},
-		{"POST", "/v2/a/b/blobs/uploads/"},
-		{"PATCH", "/v2/a/b/blobs/uploads/0c2a"},
-		{"PUT", "/v2/a/b/blobs/uploads/0c2a/more?=."},
-		{"GET", "/v2/a/b/blobs/uploads/0c2a"},
-		{"HEAD", "/v2/a/b/blobs/uploads/"},
+	for _, tt := range []struct {
+		method, path string
+		tag          string
+		digest       digest.Digest
+	}{
+		{"PUT", "/v2/a/b/manifests/latest", "latest", ""},
+		{"DELETE", "/v2/a/b/manifests/" + sha256.String(), "", sha256},
+		{"DELETE", "/v2/a/b/blobs/" + sha256.String(), "", sha256},
+		{"POST", "/v2/a/b/tags/list", "", ""},
+		{"POST", "/v2/a/b/blobs/uploads", "", ""},
+		{"POST", "/v2/a/b/blobs/uploads/", "", ""},
+		{"PATCH", "/v2/a/b/blobs/uploads/0c2a", "", ""},
+		{"PUT", "/v2/a/b/blobs/uploads/0c2a/more?=.", "", ""},
+		{"GET", "/v2/a/b/blobs/uploads/0c2a", "", ""},
+		{"HEAD", "/v2/a/b/blobs/uploads/", "", ""},
 	} {
-		want := oci.Request{Kind: oci.Push, Name: "a/b"}
+		want := oci.Request{Kind: oci.Push, Name: "a/b", Tag: tt.tag, Digest: tt.digest}
 		if got, err := oci.Parse(tt.method, tt.path); err != nil || got != want {
 			t.Errorf("%s %s = %+v, %v; want %+v", tt.method, tt.path, got, err, want)
 		}
@@ -165,7 +174,7 @@ func TestMalformedRequests(t *testing.T) {
 			"/v2/a/blobs/sha256:.." + hex[2:],
 		}},
 		{404, oci.Unsupported, []string{
-			"", "/", "/v1/", "/v2x", "/v2x/", "v2/", "//v2/", "/v2/a", "/v2/_catalog", "/v2/manifests/latest",
+			"", "/", "/v1/", "/v2x", "/v2x/", "v2/", "//v2/", "/v2/a", "/v2/_catalog/", "/v2/a/_catalog", "/v2/referrers/" + sha256.String(), "/v2/manifests/latest",
 			"/v2/a/tags", "/v2/a/tags/", "/v2/a/tags/list/", "/v2/a/tags/latest",
 			"/v2/a/manifests/b/c", "/v2/a/manifests/../../../etc/passwd", "/v2/../../etc/passwd",
 			"/v2/a/blobs/" + sha256.String() + "/", "/v2/a/Manifests/latest",
@@ -274,9 +283,9 @@ func FuzzParse(f *testing.F) {
 		}
 		hasName, hasTag, hasDigest := req.Name != "", req.Tag != "", req.Digest != ""
 		history := req.Kind == oci.TagHistory || req.Kind == oci.OCITagHistory
-		wantRef := req.Kind == oci.Manifest || req.Kind == oci.Blob || history
+		wantRef := req.Kind == oci.Manifest || req.Kind == oci.Blob || req.Kind == oci.Referrers || history
 		switch {
-		case hasName == (req.Kind == oci.Ping), hasTag && hasDigest, (hasTag || hasDigest) != wantRef, hasTag && req.Kind == oci.Blob, hasDigest && history,
+		case hasName == (req.Kind == oci.Ping || req.Kind == oci.Catalog), hasTag && hasDigest, (hasTag || hasDigest) != wantRef && req.Kind != oci.Push, hasTag && req.Kind == oci.Referrers, hasTag && req.Kind == oci.Blob, hasDigest && history,
 			hasName && (!specName.MatchString(req.Name) || len(req.Name) > 255 || strings.Contains(req.Name, "..")),
 			strings.ContainsAny(req.Tag, "/:") || strings.HasPrefix(req.Tag, "."),
 			hasDigest && req.Digest.Validate() != nil,

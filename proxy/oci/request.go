@@ -24,12 +24,14 @@ const (
 	Manifest                  // GET, HEAD /v2/<name>/manifests/<tag or digest>
 	Blob                      // GET, HEAD /v2/<name>/blobs/<digest>
 	TagList                   // GET /v2/<name>/tags/list
+	Referrers                 // GET /v2/<name>/referrers/<digest>
+	Catalog                   // GET /v2/_catalog
 	TagHistory                // GET /v2/<name>/_tidemark/tag-history/<tag>
 	OCITagHistory             // GET /v2/<name>/_oci/tag-history/<tag> (distribution-spec#606, a proposal)
 	Push                      // POST, PUT, PATCH, DELETE and upload sessions
 )
 
-var kindNames = [...]string{Invalid: "invalid", Ping: "ping", Manifest: "manifest", Blob: "blob", TagList: "tags", TagHistory: "tag-history", OCITagHistory: "tag-history", Push: "push"}
+var kindNames = [...]string{Invalid: "invalid", Ping: "ping", Manifest: "manifest", Blob: "blob", TagList: "tags", Referrers: "referrers", Catalog: "catalog", TagHistory: "tag-history", OCITagHistory: "tag-history", Push: "push"}
 
 // String is the kind as logs and metrics name it.
 func (k Kind) String() string { return kindNames[k] }
@@ -66,19 +68,24 @@ func Parse(method, path string) (Request, error) {
 		}
 		return Request{Kind: Ping}, nil
 	}
+	if rest == "/_catalog" {
+		if !reads(method) {
+			return Request{}, notAllowed(method, path)
+		}
+		return Request{Kind: Catalog}, nil
+	}
 	name, kind, ref, ok := split(rest[1:], !reads(method))
 	if !ok {
 		return Request{}, notFound(path)
 	}
-	if len(name) > maxName || !nameGrammar.MatchString(name) {
+	if !IsName(name) {
 		return Request{}, &Error{http.StatusBadRequest, NameInvalid, fmt.Sprintf("repository name %.300q is not valid: lower-case letters, digits and single separators, components divided by /", name), nil}
 	}
 	req := Request{Kind: kind, Name: name}
-	if !reads(method) || kind == Push {
+	if !reads(method) {
 		req.Kind = Push
-		return req, nil
 	}
-	if kind == TagList {
+	if kind == TagList || kind == Push {
 		return req, nil
 	}
 	if kind == TagHistory || kind == OCITagHistory || kind == Manifest && !strings.Contains(ref, ":") {
@@ -94,6 +101,16 @@ func Parse(method, path string) (Request, error) {
 	}
 	req.Digest = dgst
 	return req, nil
+}
+
+// IsName tells whether a text is the name of a repository.
+func IsName(s string) bool { return len(s) <= maxName && nameGrammar.MatchString(s) }
+
+// ReferrersTag is the tag under which clients keep what refers to a manifest
+// where the registry has no list of it (distribution-spec, "Referrers Tag Schema").
+func ReferrersTag(subject digest.Digest) string {
+	algorithm, encoded := subject.Algorithm().String(), subject.Encoded()
+	return algorithm[:min(len(algorithm), 32)] + "-" + encoded[:min(len(encoded), 64)]
 }
 
 // ParseDigest reads a digest of an algorithm that the image specification
@@ -138,6 +155,8 @@ func split(path string, changes bool) (name string, kind Kind, ref string, ok bo
 		return name, Blob, ref, true
 	case word == "tags" && ref == "list":
 		return name, TagList, "", true
+	case word == "referrers":
+		return name, Referrers, ref, true
 	case word == "tag-history":
 		// No name has a component that begins with _.
 		if name, ok := strings.CutSuffix(name, "/_tidemark"); ok {

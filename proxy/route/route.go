@@ -3,7 +3,9 @@ package route
 
 import (
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"strings"
 )
 
@@ -82,6 +84,25 @@ func (t *Table) Route(host, ns string, hasNS bool, name string) (Target, error) 
 	}
 	return target(t.fallback, name, name), nil
 }
+
+// Upstream is the upstream that a request means which names no repository: by ns,
+// by Host, else the default one.
+func (t *Table) Upstream(host, ns string, hasNS bool) (string, error) {
+	if hasNS {
+		up, ok := t.hosts[strings.ToLower(ns)]
+		if !ok {
+			return "", &ErrUnknown{"ns", ns}
+		}
+		return up, nil
+	}
+	if up, ok := t.byHost(host); ok {
+		return up, nil
+	}
+	return t.fallback, nil
+}
+
+// Hosts are the request hosts that mean an upstream, sorted, in lower case.
+func (t *Table) Hosts() []string { return slices.Sorted(maps.Keys(t.hosts)) }
 
 func (t *Table) byHost(host string) (string, bool) {
 	host = strings.ToLower(host)

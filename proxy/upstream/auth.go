@@ -22,16 +22,17 @@ import (
 // authentication). Requests elsewhere, where redirects lead, are sent as they
 // are. Nothing above it knows that tokens exist.
 type authTransport struct {
-	own, foreign       http.RoundTripper
-	endpoints          []*url.URL
-	realms             []string
-	username, password string
+	own, foreign http.RoundTripper
+	endpoints    []*url.URL
+	realms       []string
+	keys         keyring
 
 	flights singleflight.Group // one token request for each audience at a time
 
-	mu     sync.Mutex
-	basic  map[string]bool // endpoints, by host, that ask for Basic
-	tokens map[audience]token
+	mu      sync.Mutex
+	basic   map[string]bool // endpoints, by host, that ask for Basic
+	tokens  map[audience]token
+	refused map[audience]refusal
 }
 
 // An audience is what a token is good for: a scope at one endpoint.
@@ -42,41 +43,111 @@ type token struct {
 	until time.Time
 }
 
+// A refusal is that we may not have something, or that our credentials are wrong.
+// It is believed for a while: asking again and again with a wrong password locks
+// accounts.
+type refusal struct {
+	err   *Error
+	until time.Time
+}
+
+const (
+	refusedFor          = 30 * time.Second // what credentials were refused for
+	refusedAnonymousFor = 3 * time.Second  // somebody may just make it public
+)
+
 func (t *authTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	e := t.endpoint(req.URL)
 	if e == nil {
 		return t.foreign.RoundTrip(req)
 	}
 	to := audience{e.Host, scopeOf(strings.TrimPrefix(req.URL.Path, strings.TrimSuffix(e.Path, "/")))}
+	if err := t.wasRefused(to); err != nil {
+		return nil, err
+	}
 	first := req.Clone(req.Context())
-	t.authorize(first, to)
+	sent, err := t.authorize(first, to)
+	if err != nil {
+		return nil, err
+	}
 	resp, err := t.own.RoundTrip(first)
 	if err != nil || resp.StatusCode != http.StatusUnauthorized {
 		return resp, err
 	}
-	sent := first.Header.Get("Authorization")
+	again, err := t.answer(req, resp, to, first.Header.Get("Authorization"), sent)
+	if err != nil {
+		resp.Body.Close()
+		return nil, err
+	}
+	if !again {
+		t.refuse(to, resp.StatusCode)
+		return resp, nil
+	}
+	_, _ = io.CopyN(io.Discard, resp.Body, maxErrorBody) // so that the connection is used again
+	resp.Body.Close()
+	second := req.Clone(req.Context())
+	if _, err := t.authorize(second, to); err != nil {
+		return nil, err
+	}
+	resp, err = t.own.RoundTrip(second)
+	if err == nil && (resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden) {
+		t.refuse(to, resp.StatusCode)
+	}
+	return resp, err
+}
+
+// answer does what the challenge of a 401 asks for, and tells whether it is worth
+// asking again. authorization was refused, which came from the credential sent.
+func (t *authTransport) answer(req *http.Request, resp *http.Response, to audience, authorization string, sent Credential) (bool, error) {
 	bearer, basic := parseChallenges(resp.Header.Values("Www-Authenticate"))
 	switch {
 	case bearer != nil:
 		if s := bearer["scope"]; to.scope == "" {
 			to.scope = s
 		}
-		if err := t.fetchToken(req, bearer, to, sent); err != nil {
-			resp.Body.Close()
-			return nil, err
+		return true, t.fetchToken(req, bearer, to, authorization)
+	case basic && strings.HasPrefix(authorization, "Basic "):
+		// A password of a helper may have run out.
+		t.keys.drop(sent)
+		cred, err := t.keys.get(req.Context())
+		return cred != sent, err
+	case basic:
+		cred, err := t.keys.get(req.Context())
+		if err != nil || cred.Username == "" {
+			return false, err
 		}
-	case basic && t.username != "" && !strings.HasPrefix(sent, "Basic "):
 		t.mu.Lock()
+		defer t.mu.Unlock()
 		t.basic[to.host] = true
-		t.mu.Unlock()
-	default:
-		return resp, nil
+		return true, nil
 	}
-	_, _ = io.CopyN(io.Discard, resp.Body, maxErrorBody) // so that the connection is used again
-	resp.Body.Close()
-	second := req.Clone(req.Context())
-	t.authorize(second, to)
-	return t.own.RoundTrip(second)
+	return false, nil
+}
+
+// wasRefused is what was said lately to a request for to, or nil.
+func (t *authTransport) wasRefused(to audience) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r, ok := t.refused[to]
+	if !ok || !time.Now().Before(r.until) {
+		delete(t.refused, to)
+		return nil
+	}
+	return r.err
+}
+
+// refuse has a refusal believed for a while.
+func (t *authTransport) refuse(to audience, status int) {
+	lasts := refusedFor
+	if t.keys.ask == nil {
+		lasts = refusedAnonymousFor
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.refused) >= maxTokens {
+		clear(t.refused)
+	}
+	t.refused[to] = refusal{&Error{Status: status, Remembered: true, Message: "upstream said so moments ago"}, time.Now().Add(lasts)}
 }
 
 // endpoint is the endpoint that u belongs to, or nil.
@@ -88,15 +159,24 @@ func (t *authTransport) endpoint(u *url.URL) *url.URL {
 	return t.endpoints[i]
 }
 
-// authorize adds what is known to be good.
-func (t *authTransport) authorize(req *http.Request, to audience) {
+// authorize adds what is known to be good, and returns the credential if that is
+// it.
+func (t *authTransport) authorize(req *http.Request, to audience) (Credential, error) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.basic[to.host] {
-		req.SetBasicAuth(t.username, t.password)
-	} else if tok, ok := t.tokens[to]; ok && time.Now().Before(tok.until) {
+	basic, tok := t.basic[to.host], t.tokens[to]
+	t.mu.Unlock()
+	if basic {
+		cred, err := t.keys.get(req.Context())
+		if err != nil {
+			return Credential{}, err
+		}
+		req.SetBasicAuth(cred.Username, cred.Password)
+		return cred, nil
+	}
+	if time.Now().Before(tok.until) {
 		req.Header.Set("Authorization", "Bearer "+tok.value)
 	}
+	return Credential{}, nil
 }
 
 // scopeOf is the scope a pull needs: tokens are asked for and kept by it. A
@@ -107,7 +187,7 @@ func scopeOf(path string) string {
 		return ""
 	}
 	end := 0
-	for _, route := range []string{"/manifests/", "/blobs/", "/tags/list"} {
+	for _, route := range []string{"/manifests/", "/blobs/", "/tags/list", "/referrers/"} {
 		end = max(end, strings.LastIndex(rest, route))
 	}
 	if end == 0 {
@@ -117,7 +197,7 @@ func scopeOf(path string) string {
 }
 
 // tokenTimeout bounds one request to a token realm.
-const tokenTimeout = 10 * time.Second
+const tokenTimeout = 5 * time.Second
 
 // fetchToken gets a token, once for all who need it. rejected is the
 // Authorization that was refused: a token that someone else has got meanwhile
@@ -140,6 +220,10 @@ func (t *authTransport) fetchToken(req *http.Request, challenge map[string]strin
 		defer cancel()
 		tok, err := t.askRealm(ctx, realm, challenge["service"], to.scope)
 		if err != nil {
+			var told *Error
+			if errors.As(err, &told) && (told.Status == http.StatusUnauthorized || told.Status == http.StatusForbidden) {
+				t.refuse(to, told.Status)
+			}
 			return nil, err
 		}
 		t.mu.Lock()
@@ -193,24 +277,18 @@ const (
 	defaultToken = 60 * time.Second // validity when the response does not tell
 )
 
-// askRealm requests a token as distribution's token specification says.
+// askRealm requests a token as distribution's token specification says: with GET
+// and a password, or with POST and an identity token (its OAuth 2 form).
 func (t *authTransport) askRealm(ctx context.Context, realm *url.URL, service, scope string) (token, error) {
-	u := *realm
-	q := u.Query()
-	if service != "" {
-		q.Set("service", service)
-	}
-	if scope != "" {
-		q.Set("scope", scope)
-	}
-	u.RawQuery = q.Encode()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	cred, err := t.keys.get(ctx)
 	if err != nil {
 		return token{}, err
 	}
-	if t.username != "" {
-		req.SetBasicAuth(t.username, t.password)
+	req, err := tokenRequest(ctx, *realm, service, scope, cred)
+	if err != nil {
+		return token{}, err
 	}
+	u := req.URL
 	asked := time.Now()
 	// No redirects: credentials go to the realm that was checked and no further.
 	var resp *http.Response
@@ -255,6 +333,35 @@ func (t *authTransport) askRealm(ctx context.Context, realm *url.URL, service, s
 		valid = time.Duration(min(answer.ExpiresIn, 24*60*60)) * time.Second
 	}
 	return token{answer.Token, asked.Add(valid * 9 / 10)}, nil // renewed before it expires
+}
+
+// oauthClient is the client_id of token requests, which realms require.
+const oauthClient = "tidemark"
+
+func tokenRequest(ctx context.Context, realm url.URL, service, scope string, cred Credential) (*http.Request, error) {
+	q := realm.Query()
+	if cred.IdentityToken != "" {
+		q = url.Values{"grant_type": {"refresh_token"}, "refresh_token": {cred.IdentityToken}, "client_id": {oauthClient}}
+	}
+	if service != "" {
+		q.Set("service", service)
+	}
+	if scope != "" {
+		q.Set("scope", scope)
+	}
+	if cred.IdentityToken != "" {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, realm.String(), strings.NewReader(q.Encode()))
+		if err == nil {
+			req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		}
+		return req, err
+	}
+	realm.RawQuery = q.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, realm.String(), nil)
+	if err == nil && cred.Username != "" {
+		req.SetBasicAuth(cred.Username, cred.Password)
+	}
+	return req, err
 }
 
 // parseChallenges reads the challenges that can be answered (RFC 9110, section

@@ -168,7 +168,7 @@ func TestOneTokenForACrowd(t *testing.T) {
 	})
 }
 
-// A realm that says nothing costs ten seconds, and is told as what it is.
+// A realm that says nothing costs five seconds, and is told as what it is.
 func TestSilentRealmIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &hub{answer: "%d", release: make(chan struct{})}
@@ -289,4 +289,39 @@ func FuzzParseChallenge(f *testing.F) {
 			}
 		}
 	})
+}
+
+// What was refused is told from memory for a while, and then asked again: three
+// seconds for what everybody may ask, half a minute for a password.
+func TestRefusalIsBelievedForAWhile(t *testing.T) {
+	for _, c := range []struct {
+		credentials Credentials
+		lasts       time.Duration
+	}{{nil, refusedAnonymousFor}, {Static("a", "b"), refusedFor}} {
+		synctest.Test(t, func(t *testing.T) {
+			h := &hub{answer: `{"token":"bad-%d"}`}
+			u := newUpstream(h)
+			u.auth.keys.ask = c.credentials
+			refused := func(remembered bool) {
+				t.Helper()
+				_, err := u.HeadManifest(t.Context(), "app", "1")
+				var ue *Error
+				if !errors.As(err, &ue) || ue.Status != 401 || ue.Remembered != remembered {
+					t.Errorf("error = %+v, want a 401, remembered %t", err, remembered)
+				}
+			}
+			refused(false)
+			for range 5 {
+				time.Sleep(c.lasts / 6)
+				refused(true)
+			}
+			h.want(t, 1, 2, 0)
+			time.Sleep(c.lasts / 3)
+			h.answer = `{"token":"token-%d"}`
+			if _, err := u.HeadManifest(t.Context(), "app", "1"); err != nil {
+				t.Errorf("after %v: %v", c.lasts, err)
+			}
+			h.want(t, 2, 3, 1)
+		})
+	}
 }

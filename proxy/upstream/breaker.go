@@ -1,7 +1,6 @@
 package upstream
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -55,14 +54,16 @@ func (b *breaker) refuses() *Error {
 
 // done tells how a request ended: with an answer, which is nil or an error that
 // is not the endpoint's trouble, or with trouble. A caller who has left says
-// nothing about the endpoint.
-func (b *breaker) done(caller context.Context, e *Error) {
+// nothing about the endpoint, and a client that asks with its own credentials has
+// a rate limit of its own.
+func (b *breaker) done(left bool, e *Error, theirs bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	probe := b.probing
 	b.probing = false
 	switch {
-	case caller.Err() != nil:
+	case left:
+	case theirs && (e != nil && e.Status == http.StatusTooManyRequests || b.cause != nil && b.cause.Status == http.StatusTooManyRequests):
 	case e == nil || !e.worthAnotherEndpoint():
 		b.errors, b.wait, b.cause = 0, 0, nil
 	case b.cause != nil && !probe:

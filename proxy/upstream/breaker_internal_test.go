@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-func silence() *Error {
+func fellSilent() *Error {
 	return &Error{Upstream: "hub", Op: "GET /v2/", Err: syscall.ECONNREFUSED}
 }
 
@@ -43,7 +43,7 @@ func TestSilenceOpensAndOneProbeCloses(t *testing.T) {
 		if e := b.refuses(); e != nil {
 			t.Errorf("a new breaker refuses: %v", e)
 		}
-		b.done(t.Context(), silence())
+		b.done(false, fellSilent(), false)
 		e := b.refuses()
 		if e == nil || !errors.Is(e, syscall.ECONNREFUSED) || e.Status != 0 || !strings.Contains(e.Error(), "not asked again for ") {
 			t.Errorf("after silence: %v, want refused with its cause", e)
@@ -56,7 +56,7 @@ func TestSilenceOpensAndOneProbeCloses(t *testing.T) {
 				t.Error("a second probe goes through beside the first")
 			}
 		}
-		b.done(t.Context(), nil)
+		b.done(false, nil, false)
 		for range 5 {
 			if e := b.refuses(); e != nil {
 				t.Errorf("after a good probe: %v, want nobody refused", e)
@@ -71,14 +71,14 @@ func TestFailedProbesDoubleTheWait(t *testing.T) {
 		var b breaker
 		want := breakerFirst
 		for range 12 {
-			b.done(t.Context(), silence())
+			b.done(false, fellSilent(), false)
 			if took := untilProbe(t, &b); took < want || took > want*5/4 {
 				t.Errorf("wait = %v, want %v and up to a quarter more", took, want)
 			}
 			want = min(want*2, breakerMost)
 		}
-		b.done(t.Context(), nil)
-		b.done(t.Context(), silence())
+		b.done(false, nil, false)
+		b.done(false, fellSilent(), false)
 		if took := untilProbe(t, &b); took > breakerFirst*5/4 {
 			t.Errorf("wait after a success and a failure = %v, want %v again", took, breakerFirst)
 		}
@@ -89,11 +89,9 @@ func TestFailedProbesDoubleTheWait(t *testing.T) {
 func TestLostProbeIsFollowedByAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b breaker
-		b.done(t.Context(), silence())
+		b.done(false, fellSilent(), false)
 		untilProbe(t, &b)
-		gone, leave := context.WithCancel(t.Context())
-		leave()
-		b.done(gone, silence())
+		b.done(true, fellSilent(), false)
 		if e := b.refuses(); e != nil {
 			t.Errorf("after a lost probe: %v, want another one", e)
 		}
@@ -105,7 +103,7 @@ func TestConcurrentFailuresAreOneBreak(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b breaker
 		for range 10 {
-			b.done(t.Context(), silence())
+			b.done(false, fellSilent(), false)
 		}
 		if took := untilProbe(t, &b); took > breakerFirst*5/4 {
 			t.Errorf("ten failures at once break for %v, want %v", took, breakerFirst)
@@ -133,22 +131,22 @@ func TestStatusesOpenTheBreaker(t *testing.T) {
 		var b breaker
 		failure := &Error{Upstream: "hub", Op: "GET /v2/", Status: 502}
 		for range 3 {
-			b.done(t.Context(), failure)
-			b.done(t.Context(), failure)
+			b.done(false, failure, false)
+			b.done(false, failure, false)
 			if e := b.refuses(); e != nil {
 				t.Errorf("after two server errors: %v, want nobody refused", e)
 			}
-			b.done(t.Context(), nil)
+			b.done(false, nil, false)
 		}
 		for range 3 {
-			b.done(t.Context(), failure)
+			b.done(false, failure, false)
 		}
 		if e := b.refuses(); e == nil || e.Status != 502 {
 			t.Errorf("after three server errors: %v, want refused with 502", e)
 		}
 
-		b.done(t.Context(), nil)
-		b.done(t.Context(), &Error{Upstream: "hub", Op: "GET /v2/", Status: 429, RetryAfter: time.Minute})
+		b.done(false, nil, false)
+		b.done(false, &Error{Upstream: "hub", Op: "GET /v2/", Status: 429, RetryAfter: time.Minute}, false)
 		e := b.refuses()
 		if e == nil || e.Status != 429 || e.RetryAfter != time.Minute {
 			t.Errorf("after 429: %+v, want refused with 429 for a minute", e)

@@ -27,6 +27,12 @@ type Error struct {
 	Nonsense   bool          // upstream answered, but with something that no registry should send
 	Remembered bool          // the answer is one that upstream gave before, to somebody else
 	Err        error         // the cause, when it is not upstream's status
+
+	// Caller is whose credentials were sent: what AsKey says of a client's, "" of
+	// the configuration's. What upstream asks of that client is in Challenge, as
+	// WWW-Authenticate had it.
+	Caller    string
+	Challenge []string
 }
 
 func (e *Error) Error() string {
@@ -55,7 +61,7 @@ func (e *Error) Unwrap() error { return e.Err }
 // us see things no longer, that it is in trouble, or nothing.
 func (e *Error) Condition() string {
 	switch {
-	case errors.Is(e.Err, ErrOffline), e.Remembered:
+	case errors.Is(e.Err, ErrOffline), e.Remembered, e.Caller != "" && e.isRefusal():
 		return ""
 	case e.Status == http.StatusUnauthorized, e.Status == http.StatusForbidden:
 		return "upstream.access_lost"
@@ -68,6 +74,11 @@ func (e *Error) Condition() string {
 // Is makes upstream's 404 the fs.ErrNotExist that every room understands.
 func (e *Error) Is(target error) bool {
 	return target == fs.ErrNotExist && e.Status == http.StatusNotFound
+}
+
+// isRefusal tells what is said to one who asks, and not of upstream's condition.
+func (e *Error) isRefusal() bool {
+	return e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden || e.Status == http.StatusTooManyRequests
 }
 
 // worthAnotherEndpoint tells trouble of one endpoint from an answer.
@@ -85,10 +96,18 @@ const maxErrorBody = 64 << 10
 
 // refusal reads a response that is neither 200 nor 206.
 func (u *Upstream) refusal(resp *http.Response, op string) *Error {
-	e := &Error{Upstream: u.name, Op: op, Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header.Get("Retry-After"))}
+	e := &Error{Upstream: u.name, Op: op, Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header.Get("Retry-After")), Caller: u.caller}
 	if resp.StatusCode < 400 {
 		e.Status, e.Nonsense, e.Err = 0, true, fmt.Errorf("unexpected status %s", resp.Status)
 		return e
+	}
+	if u.caller != "" && resp.StatusCode == http.StatusUnauthorized {
+		challenge, err := u.auth.relayed(resp)
+		if err != nil {
+			e.Status, e.Nonsense, e.Err = 0, true, err
+			return e
+		}
+		e.Challenge = challenge
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
 	if err != nil {

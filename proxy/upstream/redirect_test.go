@@ -31,7 +31,7 @@ func TestRedirectedHostGetsNoCredentials(t *testing.T) {
 			img := upstreamtest.NewImage("0123456789")
 			reg.Push("app", "1", img)
 			c.require(reg)
-			hub := open(upstream.Options{Username: user, Password: password}, reg.URL())
+			hub := open(upstream.Options{Credentials: upstream.Static(user, password)}, reg.URL())
 			if err := head(t, hub, "app"); err != nil {
 				t.Fatal(err)
 			}

@@ -169,7 +169,7 @@ func TestSilenceEndsAfterHeaderTimeout(t *testing.T) {
 	defer cancel()
 
 	_, err := hub.GetManifest(ctx, "app", "1")
-	if ue := refusal(t, err); ue.Status != 0 || ue.Nonsense || !strings.Contains(ue.Error(), "timeout awaiting response headers") {
+	if ue := refusal(t, err); ue.Status != 0 || ue.Nonsense || !strings.Contains(ue.Error(), "did not answer within 50ms") {
 		t.Errorf("error = %v, want silence that names the timeout", ue)
 	}
 	if ctx.Err() != nil {

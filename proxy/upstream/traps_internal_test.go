@@ -136,7 +136,7 @@ func TestUpstreamMayChangeToTokens(t *testing.T) {
 		}
 	})
 	u := newUpstream(h)
-	u.client.Transport.(*authTransport).username = "x"
+	u.auth.keys.ask = Static("x", "y")
 	_, err := u.HeadManifest(t.Context(), "app", "1")
 	if err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -10,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -20,6 +22,7 @@ import (
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"tidemark/proxy/oci"
 )
@@ -27,18 +30,19 @@ import (
 // Options configure an Upstream. Name and Endpoints are required; the zero
 // value of everything else is a sensible default.
 type Options struct {
-	Name        string     // as the configuration and the ledger call it, such as docker.io
-	Endpoints   []*url.URL // tried in order
-	Username    string     // "" is anonymous
-	Password    string
-	TokenRealms []string // hosts that may issue tokens, besides the upstream's own domain
+	Name        string      // as the configuration and the ledger call it, such as docker.io
+	Endpoints   []*url.URL  // tried in order
+	Credentials Credentials // nil is anonymous
+	Identity    string      // what the ledger calls whose credentials these are; never a secret
+	TokenRealms []string    // hosts that may issue tokens, besides the upstream's own domain
 	RootCAs     *x509.CertPool
 	Insecure    bool // do not verify certificates
 	UserAgent   string
 	Offline     bool // ask nobody: every request fails at once with ErrOffline
 
 	// ConnectTimeout bounds name resolution, connection and TLS handshake each
-	// (default 5 s), HeaderTimeout the wait for the head of a response (10 s),
+	// (default 3 s), HeaderTimeout the wait for the head of an answer, with tokens,
+	// redirects and all endpoints (8 s),
 	// IdleTimeout the wait for the next byte of a body (30 s). A dead upstream
 	// must cost a client seconds: containerd gives up on a mirror after 30.
 	ConnectTimeout, HeaderTimeout, IdleTimeout time.Duration
@@ -47,16 +51,28 @@ type Options struct {
 	Observe func(status int)
 }
 
-// An Upstream is one configured registry. It is safe for concurrent use, and
-// owns nothing that outlives its requests but idle connections.
+// An Upstream is one configured registry, asked with the credentials of the
+// configuration or, as As makes it, with those of one client. It is safe for
+// concurrent use, and owns nothing that outlives its requests but idle connections.
 type Upstream struct {
+	*registry
+	client *http.Client
+	caller string // a keyed hash of the client's credentials, "" for the configuration's
+}
+
+// A registry is what all who ask an upstream share.
+type registry struct {
 	name      string
 	endpoints []*endpoint
 	userAgent string
 	identity  string
 	offline   bool
 	observe   func(int)
-	client    *http.Client
+	auth      *authTransport
+	redirect  func(*http.Request, []*http.Request) error
+	callers   callers
+	timeout   time.Duration     // until the head of an answer
+	pushing   http.RoundTripper // to the endpoints, with time for them to store what was sent
 
 	missing missing // what upstream lately said it does not have
 
@@ -75,34 +91,50 @@ type endpoint struct {
 
 // New returns the upstream that o describes. It dials nothing.
 func New(o Options) *Upstream {
-	u := &Upstream{
+	r := &registry{
 		name:      o.Name,
 		userAgent: o.UserAgent,
-		identity:  identity(o.Username),
+		identity:  o.Identity,
 		offline:   o.Offline,
 		observe:   o.Observe,
+		callers:   newCallers(),
+		timeout:   orDefault(o.HeaderTimeout, headerTimeout),
 	}
-	if u.observe == nil {
-		u.observe = func(int) {}
+	if r.observe == nil {
+		r.observe = func(int) {}
 	}
-	u.missing.init()
+	if r.identity == "" {
+		r.identity = "anonymous"
+	}
+	r.missing.init()
 	for _, e := range o.Endpoints {
-		u.endpoints = append(u.endpoints, &endpoint{url: e})
+		r.endpoints = append(r.endpoints, &endpoint{url: e})
 	}
 	tlsConfig := &tls.Config{RootCAs: o.RootCAs, InsecureSkipVerify: o.Insecure, MinVersion: tls.VersionTLS12}
-	dial := &dialer{timeout: orDefault(o.ConnectTimeout, 5*time.Second)}
-	idle := orDefault(o.IdleTimeout, 30*time.Second)
+	dial := &dialer{timeout: orDefault(o.ConnectTimeout, connectTimeout)}
+	idle := orDefault(o.IdleTimeout, idleTimeout)
 	own := idleTransport{newTransport(dial.own, tlsConfig, o), idle}
 	foreign := idleTransport{newTransport(dial.foreign, tlsConfig, o), idle}
-	auth := &authTransport{
+	patient := o
+	patient.HeaderTimeout = pushTimeout
+	r.pushing = newTransport(dial.own, tlsConfig, patient)
+	r.auth = &authTransport{
 		own: own, foreign: foreign,
-		endpoints: o.Endpoints, realms: o.TokenRealms,
-		username: o.Username, password: o.Password,
-		basic: make(map[string]bool), tokens: make(map[audience]token),
+		endpoints: o.Endpoints, realms: o.TokenRealms, keys: keyring{ask: o.Credentials},
+		basic: make(map[string]bool), tokens: make(map[audience]token), refused: make(map[audience]refusal),
 	}
-	u.client = &http.Client{Transport: auth, CheckRedirect: dial.checkRedirect}
-	return u
+	r.redirect = dial.checkRedirect
+	return &Upstream{registry: r, client: &http.Client{Transport: r.auth, CheckRedirect: r.redirect}}
 }
+
+// The times that a dead upstream may cost. A pull is answered or refused within
+// ten seconds, whatever becomes of the questions that it asks.
+const (
+	connectTimeout = 3 * time.Second
+	headerTimeout  = 8 * time.Second
+	idleTimeout    = 30 * time.Second
+	pushTimeout    = 5 * time.Minute // until what was pushed is stored and acknowledged
+)
 
 func orDefault(d, def time.Duration) time.Duration {
 	if d == 0 {
@@ -115,15 +147,21 @@ func orDefault(d, def time.Duration) time.Duration {
 func (u *Upstream) Name() string { return u.name }
 
 // Identity says as whom the upstream is asked, without saying who that is:
-// "anonymous", or a short hash of the user's name.
-func (u *Upstream) Identity() string { return u.identity }
-
-func identity(username string) string {
-	if username == "" {
-		return "anonymous"
+// "anonymous", what the configuration's credentials are called, or "client".
+func (u *Upstream) Identity() string {
+	if u.caller != "" {
+		return "client"
 	}
+	return u.identity
+}
+
+// IdentityOf is what the ledger calls a user: a short hash of the name.
+func IdentityOf(username string) string {
 	return "user-" + digest.FromString(username).Encoded()[:8]
 }
+
+// IsOffline tells that nobody is ever asked.
+func (u *Upstream) IsOffline() bool { return u.offline }
 
 // A Health is what the last requests said about an upstream.
 type Health struct {
@@ -316,6 +354,77 @@ func (u *Upstream) Tags(ctx context.Context, repository string, query url.Values
 	return list.Tags, next, nil
 }
 
+// A Referrer is a manifest whose subject is another, as upstream describes it.
+type Referrer struct {
+	ArtifactType string
+	Descriptor   json.RawMessage // as it was sent
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (r *Referrer) UnmarshalJSON(b []byte) error {
+	var d struct {
+		ArtifactType string `json:"artifactType"`
+	}
+	if err := json.Unmarshal(b, &d); err != nil {
+		return err
+	}
+	r.ArtifactType, r.Descriptor = d.ArtifactType, json.RawMessage(bytes.Clone(b))
+	return nil
+}
+
+// MarshalJSON implements json.Marshaler.
+func (r Referrer) MarshalJSON() ([]byte, error) { return r.Descriptor, nil }
+
+// referrerPages bounds the pages of a list of referrers.
+const referrerPages = 50
+
+// Referrers returns all manifests of a repository whose subject is a digest
+// (distribution-spec, "Listing Referrers"). A registry that keeps no such lists
+// is a 404.
+func (u *Upstream) Referrers(ctx context.Context, repository string, subject digest.Digest) ([]Referrer, error) {
+	base := "/v2/" + repository + "/referrers/" + subject.String()
+	var all []Referrer
+	path := base
+	for range referrerPages {
+		page, next, err := u.referrersPage(ctx, path)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, page...)
+		if next == nil {
+			return all, nil
+		}
+		path = base + "?" + next.Query().Encode()
+	}
+	return nil, &Error{Upstream: u.name, Op: "GET " + base, Nonsense: true, Err: errors.New("the list of referrers does not end")}
+}
+
+func (u *Upstream) referrersPage(ctx context.Context, path string) (page []Referrer, next *url.URL, err error) {
+	resp, err := u.do(ctx, http.MethodGet, path, http.Header{"Accept": {ocispec.MediaTypeImageIndex}})
+	if err != nil {
+		return nil, nil, err
+	}
+	defer resp.Body.Close()
+	body, err := u.readAll(resp, path, oci.MaxManifest)
+	if err != nil {
+		return nil, nil, err
+	}
+	if t, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); err != nil || t != ocispec.MediaTypeImageIndex {
+		// A page for people, or something else that is no list.
+		return nil, nil, &Error{Upstream: u.name, Op: "GET " + path, Status: http.StatusNotFound, Message: "no list of referrers", Caller: u.caller}
+	}
+	var list struct {
+		Manifests []Referrer `json:"manifests"`
+	}
+	if err := json.Unmarshal(body, &list); err != nil {
+		return nil, nil, u.nonsense(resp.Request, fmt.Errorf("list of referrers: %w", err))
+	}
+	if link, ok := nextLink(resp.Header.Get("Link")); ok {
+		next = link
+	}
+	return list.Manifests, next, nil
+}
+
 // nextLink finds the target of rel="next" (RFC 8288).
 func nextLink(header string) (*url.URL, bool) {
 	for link := range strings.SplitSeq(header, ",") {
@@ -348,18 +457,21 @@ func (u *Upstream) do(ctx context.Context, method, path string, header http.Head
 	if u.offline {
 		return nil, &Error{Upstream: u.name, Op: op, Err: ErrOffline}
 	}
-	if u.missing.has(path) {
+	if u.missing.has(u.caller + path) {
 		return nil, &Error{Upstream: u.name, Op: op, Status: http.StatusNotFound, Remembered: true, Message: "upstream said so moments ago"}
 	}
 	var err error
-	for _, e := range u.endpoints {
-		if refusal := e.breaker.refuses(); refusal != nil {
+	began := time.Now()
+	for i, e := range u.endpoints {
+		if refusal := e.breaker.refuses(); refusal != nil && !u.unlimited(refusal) {
 			refusal.Op = op
 			err = refusal
 			continue
 		}
+		// One that hangs leaves time for those after it.
+		patience := (u.timeout - time.Since(began)) / time.Duration(len(u.endpoints)-i)
 		var resp *http.Response
-		resp, err = u.ask(ctx, e, method, path, header)
+		resp, err = u.askWithin(ctx, patience, e, method, path, header)
 		if err == nil {
 			u.answered("")
 			return resp, nil
@@ -373,9 +485,9 @@ func (u *Upstream) do(ctx context.Context, method, path string, header http.Head
 	if errors.As(err, &ue) {
 		switch {
 		case ue.Status == http.StatusNotFound:
-			u.missing.add(path)
+			u.missing.add(u.caller + path)
 			u.answered("")
-		case ctx.Err() == nil && ue.worthAnotherEndpoint():
+		case ctx.Err() == nil && ue.worthAnotherEndpoint() && !u.unlimited(ue):
 			u.answered(ue.Error())
 		}
 	}
@@ -386,6 +498,48 @@ func (u *Upstream) answered(lastError string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.lastError = lastError
+}
+
+// silence is the cause of a question that got no answer for so long.
+type silence time.Duration
+
+func (s silence) Error() string {
+	return fmt.Sprintf("upstream did not answer within %v", time.Duration(s).Round(time.Millisecond))
+}
+
+// silent tells the end of a context by silence from a caller who has left.
+func silent(ctx context.Context) (silence, bool) {
+	s, ok := context.Cause(ctx).(silence)
+	return s, ok
+}
+
+// askWithin is ask, which gets patience for the head of the answer.
+func (u *Upstream) askWithin(ctx context.Context, patience time.Duration, e *endpoint, method, path string, header http.Header) (*http.Response, error) {
+	actx, cancel := context.WithCancelCause(ctx)
+	late := time.AfterFunc(patience, func() { cancel(silence(patience)) })
+	resp, err := u.ask(actx, e, method, path, header)
+	if err != nil || !late.Stop() {
+		if err == nil {
+			resp.Body.Close()
+			err = &Error{Upstream: u.name, Op: method + " " + path, Err: silence(patience), Caller: u.caller}
+		}
+		cancel(nil)
+		return nil, err
+	}
+	resp.Body = &endingBody{resp.Body, cancel}
+	return resp, nil
+}
+
+// An endingBody ends the context of its request when it is closed.
+type endingBody struct {
+	io.ReadCloser
+	cancel context.CancelCauseFunc
+}
+
+func (b *endingBody) Close() error {
+	err := b.ReadCloser.Close()
+	b.cancel(nil)
+	return err
 }
 
 // ask sends one request to one endpoint, and tells its breaker how it went.
@@ -401,6 +555,9 @@ func (u *Upstream) ask(ctx context.Context, e *endpoint, method, path string, he
 	req.Header.Set("User-Agent", u.userAgent)
 	resp, err := u.client.Do(req)
 	if err != nil {
+		if s, ok := silent(ctx); ok {
+			err = s
+		}
 		ue := &Error{Upstream: u.name, Op: op, Err: unwrapURL(err)}
 		var refused *Error // by the transport's own rules, or by a token realm
 		if errors.As(ue.Err, &refused) {
@@ -410,23 +567,30 @@ func (u *Upstream) ask(ctx context.Context, e *endpoint, method, path string, he
 		} else {
 			u.observe(0)
 		}
-		e.breaker.done(ctx, ue)
+		ue.Caller = u.caller
+		e.breaker.done(hasLeft(ctx), ue, u.caller != "")
 		return nil, ue
 	}
 	u.observe(resp.StatusCode)
-	if n, _, _ := strings.Cut(resp.Header.Get("Ratelimit-Remaining"), ";"); n != "" {
+	if n, _, _ := strings.Cut(resp.Header.Get("Ratelimit-Remaining"), ";"); n != "" && u.caller == "" {
 		if n, err := strconv.ParseInt(n, 10, 64); err == nil && n >= 0 {
 			u.remaining.Store(n + 1)
 		}
 	}
 	if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent {
-		e.breaker.done(ctx, nil)
+		e.breaker.done(false, nil, u.caller != "")
 		return resp, nil
 	}
 	defer resp.Body.Close()
 	ue := u.refusal(resp, op)
-	e.breaker.done(ctx, ue)
+	e.breaker.done(hasLeft(ctx), ue, u.caller != "")
 	return nil, ue
+}
+
+// hasLeft tells whether whoever asked does not wait any more, of his own accord.
+func hasLeft(ctx context.Context) bool {
+	_, silent := silent(ctx)
+	return ctx.Err() != nil && !silent
 }
 
 // unwrapURL takes off the *url.Error, whose text repeats what Op says and may
@@ -471,7 +635,7 @@ func (m *missing) has(path string) bool {
 func (u *Upstream) Forget(repository, reference string) {
 	u.missing.mu.Lock()
 	defer u.missing.mu.Unlock()
-	u.missing.until.Remove("/v2/" + repository + "/manifests/" + reference)
+	u.missing.until.Remove(u.caller + "/v2/" + repository + "/manifests/" + reference)
 }
 
 func (m *missing) add(path string) {

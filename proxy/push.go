@@ -1,0 +1,160 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"tidemark/cache"
+	"tidemark/proxy/oci"
+	"tidemark/proxy/upstream"
+)
+
+// push passes what changes a repository on to its upstream, with the client's own
+// credentials, as it arrives: nothing is held in memory and nothing is kept. What
+// a push makes of a tag is in the ledger before the client is told that it
+// succeeded, as far as the ledger can be written: upstream has it by then.
+func (h *Handler) push(w http.ResponseWriter, r *http.Request, repo repository, req oci.Request, p *Pull) error {
+	if !h.o.Push {
+		return &oci.Error{Status: http.StatusMethodNotAllowed, Code: oci.Unsupported, Message: "tidemark is a mirror and takes no pushes; push to " + repo.Upstream + " itself, or set registry.push: pass"}
+	}
+	p.late.Stop() // sending takes the time it takes
+	client := repo.upstream.As(r.Header.Get("Authorization"))
+	out, err := h.outgoing(r, repo)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Push(r.Context(), out)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	p.Source = cache.Pass.String()
+	if resp.StatusCode == http.StatusCreated || resp.StatusCode == http.StatusAccepted {
+		h.pushed(r.Context(), r.Method, repo, client, req, resp.Header)
+	}
+	head := w.Header()
+	for _, k := range []string{"Content-Type", "Docker-Content-Digest", "Docker-Upload-Uuid", "Range", "Oci-Subject", "Oci-Chunk-Min-Length", "Retry-After", "Content-Length"} {
+		if v := resp.Header.Values(k); v != nil {
+			head[k] = v
+		}
+	}
+	if loc := resp.Header.Get("Location"); loc != "" {
+		loc, err := h.incoming(loc, resp.Request.URL, r, repo)
+		if err != nil {
+			return err
+		}
+		head.Set("Location", loc)
+	}
+	p.begin()
+	w.WriteHeader(resp.StatusCode)
+	_, err = io.Copy(w, io.LimitReader(resp.Body, maxPushAnswer))
+	return err
+}
+
+// maxPushAnswer bounds the body of an answer to a push in bytes.
+const maxPushAnswer = 1 << 20
+
+// outgoing is the request as upstream gets it: under its own name of the
+// repository, with what a push needs and nothing else.
+func (h *Handler) outgoing(r *http.Request, repo repository) (*upstream.Pushed, error) {
+	query := r.URL.Query()
+	query.Del("ns")
+	if from := query.Get("from"); from != "" {
+		// Another repository whose blob is to be had without sending it.
+		target, err := h.from(r, repo, from)
+		if err != nil {
+			query.Del("from")
+			query.Del("mount") // it is sent instead
+		} else {
+			query.Set("from", target)
+		}
+	}
+	header := http.Header{}
+	for _, k := range []string{"Content-Type", "Content-Range", "Accept", "Oci-Chunk-Min-Length"} {
+		if v := r.Header.Values(k); v != nil {
+			header[k] = v
+		}
+	}
+	rest, ok := strings.CutPrefix(r.URL.EscapedPath(), "/v2/"+repo.Name+"/")
+	if !ok {
+		return nil, &oci.Error{Status: http.StatusBadRequest, Code: oci.NameInvalid, Message: "the path of the request is written in an unusual way"}
+	}
+	return &upstream.Pushed{
+		Method: r.Method, Path: "/v2/" + repo.Repository + "/" + rest, Query: query, Header: header,
+		Body: r.Body, Length: r.ContentLength,
+	}, nil
+}
+
+// from is the name that upstream has for a repository to mount from.
+func (h *Handler) from(r *http.Request, repo repository, name string) (string, error) {
+	ns, hasNS, err := namespace(r.URL)
+	if err != nil {
+		return "", err
+	}
+	if !oci.IsName(name) {
+		return "", errors.New("not a name")
+	}
+	target, err := h.o.Table.Route(r.Host, ns, hasNS, name)
+	if err != nil {
+		return "", err
+	}
+	if target.Upstream != repo.Upstream {
+		return "", errors.New("of another upstream")
+	}
+	return target.Repository, nil
+}
+
+// incoming is a Location of upstream as the client may follow it: through here.
+func (h *Handler) incoming(location string, asked *url.URL, r *http.Request, repo repository) (string, error) {
+	u, err := asked.Parse(location)
+	if err != nil {
+		return "", &upstream.Error{Upstream: repo.Upstream, Op: r.Method + " " + r.URL.Path, Nonsense: true, Err: errors.New("its Location is no address")}
+	}
+	if u.Scheme != asked.Scheme || u.Host != asked.Host {
+		return u.String(), nil // an object store that takes the content itself
+	}
+	base := asked.EscapedPath()[:strings.Index(asked.EscapedPath(), "/v2/")]
+	rest, ok := strings.CutPrefix(u.EscapedPath(), base+"/v2/"+repo.Repository+"/")
+	if !ok {
+		return "", &upstream.Error{Upstream: repo.Upstream, Op: r.Method + " " + r.URL.Path, Nonsense: true, Err: fmt.Errorf("its Location %.200q is of another repository", u.Path)}
+	}
+	path := "/v2/" + repo.Name + "/" + rest
+	query := u.RawQuery
+	if ns := r.URL.Query().Get("ns"); ns != "" {
+		if query != "" {
+			query += "&"
+		}
+		query += "ns=" + url.QueryEscape(ns)
+	}
+	if query != "" {
+		path += "?" + query
+	}
+	return path, nil
+}
+
+// pushed takes note of what upstream has now.
+func (h *Handler) pushed(ctx context.Context, method string, repo repository, client *upstream.Upstream, req oci.Request, head http.Header) {
+	client.ForgetMissing(repo.Repository)
+	dgst, err := digest.Parse(head.Get("Docker-Content-Digest"))
+	if err != nil {
+		dgst = req.Digest
+	}
+	mine := repository{repo.Target, client, repo.cache, repo.rights}
+	if method == http.MethodPut {
+		mine.has(dgst)
+	}
+	if req.Tag == "" || method != http.MethodPut {
+		return
+	}
+	// Who pulls it next asks again if this fails, and the ledger says so.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resolveWithin)
+	defer cancel()
+	_, _ = h.o.Ledger.Ask(ctx, repo.ref(req.Tag), mine.ask(req.Tag, "push"))
+}

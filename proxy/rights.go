@@ -1,0 +1,246 @@
+package proxy
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/singleflight"
+
+	"tidemark/proxy/oci"
+	"tidemark/proxy/upstream"
+)
+
+// Rights remember what upstreams said about clients that come with rights of
+// their own: who may read a repository, for minutes, and which content a
+// repository has. Content is kept once for all repositories, so both must be
+// known before any of it is served: that a client may read a repository says
+// nothing about a digest that only another one has.
+//
+// Nothing of it is written down: after a start upstream is asked again.
+type rights struct {
+	flights singleflight.Group // one question for each caller and path
+
+	mu      sync.Mutex
+	granted *simplelru.LRU[grant, time.Time] // until when
+	refused *simplelru.LRU[question, refusal]
+	members *simplelru.LRU[member, struct{}]
+}
+
+// A grant is that a caller may read a repository.
+type grant struct{ caller, upstream, repository string }
+
+// A question is what a caller wants to know about.
+type question struct{ caller, upstream, path string }
+
+// A member is content that upstream said a repository has, to somebody who may
+// read it.
+type member struct {
+	upstream, repository string
+	digest               digest.Digest
+}
+
+type refusal struct {
+	err   error
+	until time.Time
+}
+
+const (
+	grantedFor  = 5 * time.Minute // about as long as a token of the Hub is valid
+	refusedFor  = 3 * time.Second // a crowd of clients is told the same
+	grantsMost  = 1 << 16         // about 15 MB
+	membersMost = 1 << 17         // about 30 MB
+	refusedMost = 4096
+)
+
+func newRights() *rights {
+	return &rights{granted: lru[grant, time.Time](grantsMost), refused: lru[question, refusal](refusedMost), members: lru[member, struct{}](membersMost)}
+}
+
+func lru[K comparable, V any](size int) *simplelru.LRU[K, V] {
+	l, err := simplelru.NewLRU[K, V](size, nil)
+	if err != nil {
+		panic("proxy: " + err.Error()) // the size is not positive
+	}
+	return l
+}
+
+// grant notes that upstream let a caller read something of a repository.
+func (r *rights) grant(g grant) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.granted.Add(g, time.Now().Add(grantedFor))
+}
+
+// may tells whether a caller is known to be let in.
+func (r *rights) may(g grant) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	until, ok := r.granted.Get(g)
+	return ok && time.Now().Before(until)
+}
+
+func (r *rights) join(m member) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.members.Add(m, struct{}{})
+}
+
+func (r *rights) has(m member) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.members.Get(m)
+	return ok
+}
+
+// ask asks upstream, once for all who want to know the same, and tells a refusal
+// again for a while.
+func (r *rights) ask(ctx context.Context, q question, lasts time.Duration, ask func(context.Context) error) error {
+	r.mu.Lock()
+	was, ok := r.refused.Get(q)
+	r.mu.Unlock()
+	if ok && time.Now().Before(was.until) {
+		return was.err
+	}
+	result := r.flights.DoChan(q.caller+" "+q.upstream+" "+q.path, func() (any, error) {
+		err := ask(context.WithoutCancel(ctx)) // bounded by the upstream's own time-outs
+		var ue *upstream.Error
+		if errors.As(err, &ue) && (ue.Status == http.StatusUnauthorized || ue.Status == http.StatusForbidden) {
+			r.mu.Lock()
+			r.refused.Add(q, refusal{err, time.Now().Add(lasts)})
+			r.mu.Unlock()
+		}
+		return nil, err
+	})
+	select {
+	case res := <-result:
+		return res.Err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (r repository) grant() grant { return grant{r.upstream.Caller(), r.Upstream, r.Repository} }
+
+// isOpen tells that nobody's own rights are in question.
+func (r repository) isOpen() bool { return r.rights == nil }
+
+// has notes that upstream let the caller have content of this repository.
+func (r repository) has(dgst digest.Digest) {
+	if r.rights != nil && dgst != "" {
+		r.rights.grant(r.grant())
+		r.rights.join(member{r.Upstream, r.Repository, dgst})
+	}
+}
+
+// mayRead makes sure that the caller may have what reference names in this
+// repository, a tag or a digest, before it is looked at whether it is here. What
+// is not known is asked upstream with a HEAD and the caller's rights, so that
+// whoever has none is told what upstream tells, in the time that upstream takes,
+// and cannot tell what is here.
+func (r repository) mayRead(ctx context.Context, kind oci.Kind, tag string, dgst digest.Digest) error {
+	if r.rights == nil {
+		return nil
+	}
+	own := r.upstream.Caller() == ""
+	switch {
+	case tag != "" && (own || r.rights.may(r.grant())):
+		return nil
+	case tag == "" && (own || r.rights.may(r.grant())) && r.rights.has(member{r.Upstream, r.Repository, dgst}):
+		return nil
+	}
+	reference := tag
+	if tag == "" {
+		reference = dgst.String()
+	}
+	q := question{r.upstream.Caller(), r.Upstream, kind.String() + " " + r.Repository + " " + reference}
+	return r.rights.ask(ctx, q, refusedFor, func(ctx context.Context) error {
+		if kind == oci.Blob {
+			if _, err := r.upstream.HeadBlob(ctx, r.Repository, dgst); err != nil {
+				return err
+			}
+		} else {
+			m, err := r.upstream.HeadManifest(ctx, r.Repository, reference)
+			if err != nil {
+				return err
+			}
+			if tag != "" {
+				r.rights.grant(r.grant())
+				r.has(m.Digest) // upstream says that it is here
+				return nil
+			}
+		}
+		r.has(dgst)
+		return nil
+	})
+}
+
+// mayList tells whether the caller is known to be let in, for answers that
+// upstream cannot give at present.
+func (r repository) mayList() bool {
+	return r.rights == nil || r.upstream.Caller() == "" || r.rights.may(r.grant())
+}
+
+// callerName tells sources of different callers apart, and tells nothing else.
+func callerName(caller string) string {
+	if caller == "" {
+		return ""
+	}
+	return " as client " + hex.EncodeToString([]byte(caller)[:4])
+}
+
+// challengeFor is how long what upstream asks of clients that log in is kept.
+const challengeFor = 5 * time.Minute
+
+// ping answers what clients ask first: whether they must log in. Where their
+// rights at the upstream count, it is upstream that says so.
+func (h *Handler) ping(w http.ResponseWriter, r *http.Request, p *Pull) error {
+	if h.rights != nil {
+		ns, hasNS, err := namespace(r.URL)
+		if err != nil {
+			return err
+		}
+		name, err := h.o.Table.Upstream(r.Host, ns, hasNS)
+		if err != nil {
+			return err
+		}
+		p.Upstream = name
+		if err := h.mayEnter(r, name); err != nil {
+			return err
+		}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	p.begin()
+	_, err := w.Write([]byte("{}"))
+	return err
+}
+
+func (h *Handler) mayEnter(r *http.Request, name string) error {
+	up := h.asker(r, name)
+	g := grant{up.Caller(), name, ""}
+	if up.Caller() == "" || h.rights.may(g) {
+		return nil
+	}
+	return h.rights.ask(r.Context(), question{up.Caller(), name, ""}, challengeFor, func(ctx context.Context) error {
+		if err := up.Ping(ctx); err != nil {
+			return err
+		}
+		h.rights.grant(g)
+		return nil
+	})
+}
+
+// asker is an upstream as it is asked for a request: with the client's rights
+// where these count, else with the configuration's.
+func (h *Handler) asker(r *http.Request, name string) *upstream.Upstream {
+	up := h.o.Upstreams[name]
+	if h.rights == nil || h.o.Shared[name] {
+		return up
+	}
+	return up.As(r.Header.Get("Authorization"))
+}

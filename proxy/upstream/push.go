@@ -1,0 +1,81 @@
+package upstream
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// A Pushed is a request that changes a repository, as it is to be sent.
+type Pushed struct {
+	Method string
+	Path   string // escaped, from /v2/ on
+	Query  url.Values
+	Header http.Header
+	Body   io.Reader
+	Length int64 // of Body in bytes, -1 when not known
+}
+
+// Push sends p to the first endpoint, once, with the rights of the caller. What
+// comes back is the answer, whatever its status, but for one that refuses the
+// caller or cannot be believed: that is an error. The caller closes the body.
+func (u *Upstream) Push(ctx context.Context, p *Pushed) (*http.Response, error) {
+	op := p.Method + " " + p.Path
+	if u.offline {
+		return nil, &Error{Upstream: u.name, Op: op, Err: ErrOffline}
+	}
+	e := u.endpoints[0]
+	if refusal := e.breaker.refuses(); refusal != nil && !u.unlimited(refusal) {
+		refusal.Op = op
+		return nil, refusal
+	}
+	target := strings.TrimSuffix(e.url.String(), "/") + p.Path
+	if q := p.Query.Encode(); q != "" {
+		target += "?" + q
+	}
+	req, err := http.NewRequestWithContext(ctx, p.Method, target, p.Body)
+	if err != nil {
+		return nil, &Error{Upstream: u.name, Op: op, Err: err}
+	}
+	req.ContentLength = p.Length
+	if p.Length == 0 {
+		req.Body = http.NoBody
+	}
+	for k, v := range p.Header {
+		req.Header[k] = v
+	}
+	req.Header.Set("User-Agent", u.userAgent)
+	if t, ok := u.client.Transport.(clientTransport); ok && t.authorization != "" {
+		req.Header.Set("Authorization", t.authorization)
+	}
+	resp, err := u.pushing.RoundTrip(req) // no redirects: what was sent cannot be sent again
+	if err != nil {
+		ue := &Error{Upstream: u.name, Op: op, Err: err, Caller: u.caller}
+		u.observe(0)
+		e.breaker.done(true, ue, true) // the client that sends may be what failed
+		return nil, ue
+	}
+	u.observe(resp.StatusCode)
+	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden || resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 500 {
+		defer resp.Body.Close()
+		ue := u.refusal(resp, op)
+		e.breaker.done(false, ue, true)
+		return nil, ue
+	}
+	e.breaker.done(false, nil, true)
+	return resp, nil
+}
+
+// ForgetMissing has upstream asked again for whatever of a repository it lately
+// did not have.
+func (u *Upstream) ForgetMissing(repository string) {
+	u.missing.mu.Lock()
+	defer u.missing.mu.Unlock()
+	for _, key := range u.missing.until.Keys() {
+		if strings.Contains(key, "/v2/"+repository+"/") {
+			u.missing.until.Remove(key)
+		}
+	}
+}
