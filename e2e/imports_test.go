@@ -29,7 +29,9 @@ var mayImport = map[string]string{
 	"proxy/route":                 "",
 	"proxy/upstream":              "proxy/oci",
 	"proxy/upstream/upstreamtest": "",
-	"proxy/front":                 "",
+	"proxy/ca":                    "",
+	"proxy/front":                 "proxy/ca",
+	"proxy/intercept":             "proxy/ca",
 	"proxy/admin":                 "audit audit/diff audit/taglog cache",
 }
 

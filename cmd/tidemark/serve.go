@@ -130,7 +130,10 @@ To have Docker pull through it, put these lines into /etc/docker/daemon.json and
   systemctl reload docker
 `, version(), u, s.admin.Addr(), data, u)
 	if s.internal != nil {
-		fmt.Fprintf(w, "\nClients must trust the internal CA: %s\n", s.internal.CAFile())
+		fmt.Fprintf(w, "\nClients must trust the internal CA: %s\n", s.internal.CA().Path())
+	}
+	if s.intercept != nil {
+		fmt.Fprintf(w, "\nFor all registries under their own names: tidemark setup docker --intercept\n  proxy     http://%s\n  CA        %s\n", s.intercept.Address(), s.interceptCA.Path())
 	}
 	fmt.Fprintln(w)
 }
@@ -202,6 +205,10 @@ func (s *server) Run(ctx context.Context) error {
 	fronts, frontCtx := errgroup.WithContext(ctx)
 	fronts.Go(func() error { return s.registry.Run(frontCtx) })
 	fronts.Go(func() error { return s.admin.Run(frontCtx) })
+	if s.intercept != nil {
+		fronts.Go(func() error { return s.intercept.Run(frontCtx) })
+		fronts.Go(func() error { return s.intercepted.Run(frontCtx) })
+	}
 	fronts.Go(func() error { s.reloadOnSignal(frontCtx); return nil })
 	err := fronts.Wait()
 	stopBehind()

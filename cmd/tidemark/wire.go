@@ -26,7 +26,9 @@ import (
 	"tidemark/config"
 	"tidemark/proxy"
 	"tidemark/proxy/admin"
+	"tidemark/proxy/ca"
 	"tidemark/proxy/front"
+	"tidemark/proxy/intercept"
 	"tidemark/proxy/oci"
 	"tidemark/proxy/route"
 	"tidemark/proxy/upstream"
@@ -60,8 +62,13 @@ type server struct {
 	events   *admin.Events
 
 	internal *front.Internal // nil unless registry.tls.mode is internal
+	acme     *front.ACME     // nil unless it is acme
 	registry *front.Server
 	admin    *front.Server
+
+	intercept   *intercept.Proxy // nil unless registry.intercept.listen is set
+	interceptCA *ca.Authority
+	intercepted *front.Server // answers what intercept hands out
 }
 
 // wire is the one place that turns configuration into rooms. It takes the data
@@ -290,13 +297,9 @@ func wireUpstreams(cfg *config.Config, metrics *admin.Metrics) (map[string]*upst
 		case u.DockerConfig != "":
 			o.Credentials, o.Identity = upstream.DockerConfig(u.DockerConfig, loginHosts(name, o.Endpoints)...), "docker-config"
 		}
-		if u.CAFile != "" {
-			pem, err := os.ReadFile(u.CAFile)
-			if err != nil {
-				return nil, nil, err
-			}
-			o.RootCAs = x509.NewCertPool()
-			o.RootCAs.AppendCertsFromPEM(pem)
+		var err error
+		if o.RootCAs, err = certPool(u.CAFile); err != nil {
+			return nil, nil, err
 		}
 		upstreams[name] = upstream.New(o)
 		routes = append(routes, route.Upstream{Name: name, Hosts: u.Hosts})
@@ -320,7 +323,7 @@ func loginHosts(name string, endpoints []*url.URL) []string {
 }
 
 func (s *server) wireRegistry(ctx context.Context, upstreams map[string]*upstream.Upstream, table *route.Table, metrics *admin.Metrics) error {
-	login, err := s.wireLogin()
+	users, login, err := s.wireLogin()
 	if err != nil {
 		return err
 	}
@@ -345,37 +348,65 @@ func (s *server) wireRegistry(ctx context.Context, upstreams map[string]*upstrea
 	if err != nil {
 		return err
 	}
-	s.registry = front.New(front.Options{
-		Addr: s.cfg.Registry.Listen, Handler: handler, TLS: tlsConfig, Log: s.log,
-		Access: func(l *front.Line) {
-			metrics.Request(l.Kind, l.Upstream, l.Source, l.Status, l.Bytes, l.Dur)
-			l.Log(&s.log)
-		},
-	})
-	return s.registry.Listen()
+	access := func(l *front.Line) {
+		metrics.Request(l.Kind, l.Upstream, l.Source, l.Status, l.Bytes, l.Dur)
+		l.Log(&s.log)
+	}
+	s.registry = front.New(front.Options{Addr: s.cfg.Registry.Listen, Handler: handler, TLS: tlsConfig, Log: s.log, Access: access})
+	if err := s.registry.Listen(); err != nil {
+		return err
+	}
+	return s.wireIntercept(handler, table, users, access)
 }
 
-// wireLogin returns how clients log in to this server itself, nil if they need not.
-func (s *server) wireLogin() (func(*http.Request) (string, bool), error) {
-	switch {
-	case s.cfg.Registry.Auth.Mode == config.AuthBasic:
-		users, err := front.OpenHtpasswd(s.cfg.Registry.Auth.HtpasswdFile, s.log)
-		if err != nil {
-			return nil, err
-		}
-		return func(r *http.Request) (string, bool) {
-			user, password, ok := r.BasicAuth()
-			return user, ok && users.Allows(user, password)
-		}, nil
-	case s.cfg.Registry.TLS.ClientCAFile != "":
-		return func(r *http.Request) (string, bool) { // the handshake has let it in
-			if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
-				return "", true
-			}
-			return r.TLS.PeerCertificates[0].Subject.CommonName, true
-		}, nil
+// wireIntercept makes the proxy by which clients reach registries under their own
+// names.
+func (s *server) wireIntercept(handler http.Handler, table *route.Table, users *front.Htpasswd, access func(*front.Line)) (err error) {
+	if s.cfg.Registry.Intercept.Listen == "" {
+		return nil
 	}
-	return nil, nil
+	hosts := table.Hosts()
+	names := intercept.CertificateHosts(hosts)
+	s.interceptCA, err = ca.Open(s.data.file("tls"), "intercept", names...)
+	var uncovered *ca.UncoveredError
+	if errors.As(err, &uncovered) {
+		s.log.Warn().Str("host", uncovered.Host).Str("ca", uncovered.Path).Msg("the CA of the intercepting proxy was made before this upstream was configured; it is made anew, and clients must trust the new one")
+		s.interceptCA, err = ca.Renew(s.data.file("tls"), "intercept", names...)
+	}
+	if err != nil {
+		return err
+	}
+	o := intercept.Options{Addr: s.cfg.Registry.Intercept.Listen, Hosts: hosts, Tunnel: s.cfg.Registry.Intercept.Tunnel, CA: s.interceptCA, Log: s.log}
+	if users != nil {
+		o.Login = users.Allows
+	}
+	s.intercept = intercept.New(o)
+	if err := s.intercept.Listen(); err != nil {
+		return err
+	}
+	s.intercepted = front.New(front.Options{
+		Listener: s.intercept, Handler: intercept.Only(handler), TLS: s.intercept.TLS(), ConnContext: intercept.Context, Log: s.log, Access: access,
+	})
+	return nil
+}
+
+// wireLogin returns how clients log in to this server itself, nil if they need not,
+// and the users if it has any.
+func (s *server) wireLogin() (*front.Htpasswd, func(*http.Request) (string, bool), error) {
+	if s.cfg.Registry.Auth.Mode != config.AuthBasic {
+		return nil, func(r *http.Request) (string, bool) { return front.ClientName(r), true }, nil
+	}
+	users, err := front.OpenHtpasswd(s.cfg.Registry.Auth.HtpasswdFile, s.log)
+	if err != nil {
+		return nil, nil, err
+	}
+	return users, func(r *http.Request) (string, bool) {
+		if user, ok := intercept.User(r.Context()); ok {
+			return user, true // it has named itself to the proxy
+		}
+		user, password, ok := r.BasicAuth()
+		return user, ok && users.Allows(user, password)
+	}, nil
 }
 
 // visited notes who resolved or fetched a manifest.
@@ -391,23 +422,58 @@ func (s *server) visited(r *http.Request, p proxy.Pull) {
 }
 
 func (s *server) wireTLS(ctx context.Context) (*tls.Config, error) {
+	cfg, err := s.wireCertificates(ctx)
+	if err != nil || s.cfg.Registry.TLS.ClientCAFile == "" {
+		return cfg, err
+	}
+	return front.RequireClients(cfg, s.cfg.Registry.TLS.ClientCAFile, s.log)
+}
+
+// wireCertificates returns how the registry proves who it is, nil for plain HTTP.
+func (s *server) wireCertificates(ctx context.Context) (cfg *tls.Config, err error) {
 	t := s.cfg.Registry.TLS
 	switch t.Mode {
 	case config.TLSFiles:
 		return front.Files(t.CertFile, t.KeyFile, s.log)
+	case config.TLSACME:
+		roots, err := certPool(t.ACMECAFile)
+		if err != nil {
+			return nil, err
+		}
+		acme := front.NewACME(front.ACMEOptions{
+			Dir: s.data.file("tls"), Hosts: t.Hosts, Directory: t.ACMEDirectory, Email: t.Email, Roots: roots,
+			HTTPAddr: t.ACMEHTTP, TLSAddr: s.cfg.Registry.Listen, Log: s.log,
+		})
+		if cfg, err = acme.Start(ctx); err == nil {
+			s.acme = acme
+		}
 	case config.TLSInternal:
 		internal, err := front.NewInternal(s.data.file("tls"), t.Hosts, s.log)
 		if err != nil {
 			return nil, err
 		}
-		cfg, err := internal.Start(ctx)
-		if err != nil {
+		if cfg, err = internal.Start(ctx); err != nil {
 			return nil, err
 		}
 		s.internal = internal
-		return cfg, nil
 	}
-	return nil, nil
+	return cfg, err
+}
+
+// certPool reads certificates to trust, nil for the system's.
+func certPool(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no PEM certificate", file)
+	}
+	return pool, nil
 }
 
 func (s *server) wireAdmin(upstreams map[string]*upstream.Upstream, metrics *admin.Metrics) error {
@@ -417,13 +483,13 @@ func (s *server) wireAdmin(upstreams map[string]*upstream.Upstream, metrics *adm
 		Version: version(), Started: time.Now(), Origin: s.origin, Token: string(s.cfg.Admin.Token),
 		Cache: s.cache, Views: s.store, Entries: s.store, Ledger: s.ledger, Contents: s.contents, Signer: s.signer, Metrics: metrics, Events: s.events,
 		History: s.store.History, RefOf: s.store.RefOf, Exposures: s.store.Exposures, FlushExposures: s.exposures.Flush, Conditions: s.store.Conditions,
-		Upstreams: status, Warnings: s.warnings, Offline: s.cfg.Tags.Offline, ParsePolicy: parsePolicy,
+		Upstreams: status, Warnings: s.warnings, Offline: s.cfg.Tags.Offline, ParsePolicy: parsePolicy, CAs: make(map[string][]byte),
 	}
 	if s.internal != nil {
-		var err error
-		if o.CA, err = os.ReadFile(s.internal.CAFile()); err != nil {
-			return err
-		}
+		o.CAs["internal"] = s.internal.CA().PEM()
+	}
+	if s.interceptCA != nil {
+		o.CAs["intercept"] = s.interceptCA.PEM()
 	}
 	s.admin = front.New(front.Options{Addr: s.cfg.Admin.Listen, Handler: admin.New(o), Log: s.log, Drain: time.Second})
 	return s.admin.Listen()
@@ -464,6 +530,11 @@ func (s *server) warnings() []string {
 	for _, err := range s.publisher.Troubles() {
 		out = append(out, "the checkpoint could not be published: "+err.Error())
 	}
+	if s.acme != nil {
+		for _, h := range s.acme.Missing() {
+			out = append(out, "there is no certificate for "+h+" yet; the server's log says what the ACME server said")
+		}
+	}
 	if total, free, err := disk.Space(s.data.path); err != nil {
 		out = append(out, "free space is unknown: "+err.Error())
 	} else if free < s.cfg.Cache.MinFree.Of(total) {
@@ -477,6 +548,9 @@ func (s *server) Close() error {
 	var err error
 	if s.internal != nil {
 		s.internal.Stop()
+	}
+	if s.acme != nil {
+		s.acme.Stop()
 	}
 	if s.store != nil {
 		err = s.store.Close()

@@ -88,8 +88,8 @@ type Options struct {
 	// Offline tells that no upstream is ever asked.
 	Offline bool
 
-	// CA is the certificate of the internal CA, nil without one.
-	CA []byte
+	// CAs are the certificates of our own authorities, by name.
+	CAs map[string][]byte
 }
 
 // A Handler answers on the admin address.
@@ -107,7 +107,7 @@ func New(o Options) *Handler {
 	h.mux.HandleFunc("GET /readyz", h.ready)
 	h.mux.Handle("GET /metrics", o.Metrics.handler())
 	h.mux.HandleFunc("GET /{$}", h.index)
-	h.mux.HandleFunc("GET /ca/internal.crt", h.internalCA)
+	h.mux.HandleFunc("GET /ca/{file}", h.ca)
 	h.mux.HandleFunc("GET /log/checkpoint", h.checkpoint)
 	h.mux.HandleFunc("GET /log/vkey", h.vkey)
 	h.mux.HandleFunc("GET /log/proof/{index}", h.proof)
@@ -303,11 +303,20 @@ func (h *Handler) index(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprintf(w, "tidemark %s, log %s\n\n/api/v1/status\n/api/v1/tags\n/api/v1/events\n/api/v1/openapi.json\n/metrics\n/readyz\n/log/checkpoint\n/log/vkey\n", h.o.Version, h.o.Origin)
 }
 
-func (h *Handler) internalCA(w http.ResponseWriter, _ *http.Request) {
-	if h.o.CA == nil {
-		writeError(w, &Error{http.StatusNotFound, "not_found", "registry.tls.mode is not internal: there is no CA"})
+// caOff is what to configure to have an authority.
+var caOff = map[string]string{"internal": "registry.tls.mode is not internal", "intercept": "registry.intercept.listen is not set"}
+
+func (h *Handler) ca(w http.ResponseWriter, r *http.Request) {
+	name, _ := strings.CutSuffix(r.PathValue("file"), ".crt")
+	pem := h.o.CAs[name]
+	if pem == nil {
+		why, ok := caOff[name]
+		if !ok {
+			why = "the certificates are /ca/internal.crt and /ca/intercept.crt"
+		}
+		writeError(w, &Error{http.StatusNotFound, "not_found", why})
 		return
 	}
 	w.Header().Set("Content-Type", "application/x-pem-file")
-	_, _ = w.Write(h.o.CA)
+	_, _ = w.Write(pem)
 }

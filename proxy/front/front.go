@@ -17,11 +17,15 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// Options configure a Server. Addr and Handler are required.
+// Options configure a Server. Handler and Addr or Listener are required.
 type Options struct {
-	Addr    string
-	Handler http.Handler
-	TLS     *tls.Config // nil is plain HTTP
+	Addr     string
+	Listener net.Listener // whose connections are answered instead of those to Addr
+	Handler  http.Handler
+	TLS      *tls.Config // nil is plain HTTP
+
+	// ConnContext, if set, is http.Server's.
+	ConnContext func(context.Context, net.Conn) context.Context
 
 	// Access, if set, is called with the line of each request when it has ended.
 	Access func(*Line)
@@ -57,13 +61,14 @@ const (
 
 // New returns the server that o describes. It starts nothing.
 func New(o Options) *Server {
-	s := &Server{tls: o.TLS != nil, addr: o.Addr, access: o.Access, drain: o.Drain, log: o.Log}
+	s := &Server{tls: o.TLS != nil, addr: o.Addr, ln: o.Listener, access: o.Access, drain: o.Drain, log: o.Log}
 	if s.drain == 0 {
 		s.drain = 30 * time.Second
 	}
 	s.srv = &http.Server{
 		Handler:           s.handle(o.Handler),
 		TLSConfig:         o.TLS,
+		ConnContext:       o.ConnContext,
 		MaxHeaderBytes:    maxHeader,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
@@ -74,6 +79,9 @@ func New(o Options) *Server {
 
 // Listen takes the address, so that whoever knows it can connect from now on.
 func (s *Server) Listen() error {
+	if s.ln != nil {
+		return nil
+	}
 	ln, err := net.Listen("tcp", s.addr)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)

@@ -2,26 +2,18 @@ package front
 
 import (
 	"context"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"errors"
 	"fmt"
-	"io/fs"
-	"math/big"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/caddyserver/certmagic"
 	"github.com/rs/zerolog"
 	"go.uber.org/zap"
+
+	"tidemark/proxy/ca"
 )
 
 // tlsConfig is what every listener with TLS shares.
@@ -104,44 +96,36 @@ type Internal struct {
 	dir   string
 	hosts []string
 	log   zerolog.Logger
-	ca    *authority
+	ca    *ca.Authority
 	certs *certmagic.Cache
 }
 
-const (
-	caValid   = 10 * 365 * 24 * time.Hour
-	leafValid = 30 * 24 * time.Hour
-)
+const leafValid = 30 * 24 * time.Hour
 
 // NewInternal reads or makes the authority in dir. It starts nothing.
 func NewInternal(dir string, hosts []string, log zerolog.Logger) (*Internal, error) {
-	ca, err := openAuthority(dir)
+	authority, err := ca.Open(dir, "internal")
 	if err != nil {
-		return nil, fmt.Errorf("internal CA: %w", err)
+		return nil, err
 	}
-	return &Internal{dir: dir, hosts: hosts, log: log, ca: ca}, nil
+	return &Internal{dir: dir, hosts: hosts, log: log, ca: authority}, nil
 }
 
-// CAFile is the path of the certificate that clients must trust.
-func (i *Internal) CAFile() string { return filepath.Join(i.dir, caFile) }
+// CA is the authority whose certificate clients must trust.
+func (i *Internal) CA() *ca.Authority { return i.ca }
 
 // Start gets a certificate for every host and returns the configuration of a
 // listener that presents them. They are renewed until Stop.
 func (i *Internal) Start(ctx context.Context) (*tls.Config, error) {
-	logger := zap.New(zapToZerolog{log: i.log})
-	var cfg *certmagic.Config
-	i.certs = certmagic.NewCache(certmagic.CacheOptions{
-		GetConfigForCert: func(certmagic.Certificate) (*certmagic.Config, error) { return cfg, nil },
-		Logger:           logger,
-	})
-	cfg = certmagic.New(i.certs, certmagic.Config{
+	cfg, certs := manage(certmagic.Config{
 		Storage:           &certmagic.FileStorage{Path: i.dir},
-		Issuers:           []certmagic.Issuer{i.ca},
+		Issuers:           []certmagic.Issuer{issuer{i.ca}},
 		OCSP:              certmagic.OCSPConfig{DisableStapling: true},
 		DefaultServerName: i.hosts[0],
 		DisableARI:        true,
-		Logger:            logger,
+		Logger:            zap.New(zapToZerolog{log: i.log}),
 	})
+	i.certs = certs
 	if err := cfg.ManageSync(ctx, i.hosts); err != nil {
 		i.Stop()
 		return nil, fmt.Errorf("internal certificates: %w", err)
@@ -152,117 +136,28 @@ func (i *Internal) Start(ctx context.Context) (*tls.Config, error) {
 // Stop ends renewals.
 func (i *Internal) Stop() { i.certs.Stop() }
 
-// An authority signs server certificates. It is a certmagic.Issuer.
-type authority struct {
-	cert *x509.Certificate
-	key  crypto.Signer
-	pem  []byte
+// manage has certmagic keep certificates as o says, until the cache is stopped.
+func manage(o certmagic.Config) (cfg *certmagic.Config, certs *certmagic.Cache) {
+	certs = certmagic.NewCache(certmagic.CacheOptions{
+		GetConfigForCert: func(certmagic.Certificate) (*certmagic.Config, error) { return cfg, nil },
+		Logger:           o.Logger,
+	})
+	cfg = certmagic.New(certs, o)
+	return cfg, certs
 }
 
-const (
-	caFile = "internal-ca.crt"
-	caKey  = "internal-ca.key"
-)
-
-func openAuthority(dir string) (*authority, error) {
-	certPEM, err := os.ReadFile(filepath.Join(dir, caFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return newAuthority(dir)
-	}
-	if err != nil {
-		return nil, err
-	}
-	keyPEM, err := os.ReadFile(filepath.Join(dir, caKey))
-	if err != nil {
-		return nil, err
-	}
-	pair, err := tls.X509KeyPair(certPEM, keyPEM)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", dir, err)
-	}
-	signer, ok := pair.PrivateKey.(crypto.Signer)
-	if !ok {
-		return nil, fmt.Errorf("%s: key cannot sign", dir)
-	}
-	return &authority{pair.Leaf, signer, certPEM}, nil
-}
-
-func newAuthority(dir string) (*authority, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	serial, err := newSerial()
-	if err != nil {
-		return nil, err
-	}
-	now := time.Now()
-	tmpl := &x509.Certificate{
-		SerialNumber:          serial,
-		Subject:               pkix.Name{CommonName: "tidemark internal CA " + now.UTC().Format("2006-01-02")},
-		NotBefore:             now.Add(-time.Hour), // clocks differ
-		NotAfter:              now.Add(caValid),
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-		MaxPathLenZero:        true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		return nil, err
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, err
-	}
-	// The key first: a certificate without its key would be found and be of no use.
-	if err := replaceFile(filepath.Join(dir, caKey), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600); err != nil {
-		return nil, err
-	}
-	if err := replaceFile(filepath.Join(dir, caFile), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
-		return nil, err
-	}
-	return openAuthority(dir)
-}
-
-// replaceFile writes a file so that a crash leaves all of it or nothing.
-func replaceFile(path string, data []byte, mode fs.FileMode) error {
-	if err := os.WriteFile(path+".tmp", data, mode); err != nil {
-		return err
-	}
-	return os.Rename(path+".tmp", path)
-}
-
-func newSerial() (*big.Int, error) {
-	return rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
-}
+// An issuer is an authority as certmagic knows it.
+type issuer struct{ *ca.Authority }
 
 // Issue implements certmagic.Issuer.
-func (a *authority) Issue(_ context.Context, csr *x509.CertificateRequest) (*certmagic.IssuedCertificate, error) {
-	serial, err := newSerial()
+func (i issuer) Issue(_ context.Context, csr *x509.CertificateRequest) (*certmagic.IssuedCertificate, error) {
+	chain, err := i.Sign(&x509.Certificate{Subject: csr.Subject, DNSNames: csr.DNSNames, IPAddresses: csr.IPAddresses}, csr.PublicKey, leafValid)
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: serial,
-		Subject:      csr.Subject,
-		DNSNames:     csr.DNSNames,
-		IPAddresses:  csr.IPAddresses,
-		NotBefore:    now.Add(-time.Hour),
-		NotAfter:     now.Add(leafValid),
-		KeyUsage:     x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}, a.cert, csr.PublicKey, a.key)
-	if err != nil {
-		return nil, err
-	}
-	return &certmagic.IssuedCertificate{Certificate: append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), a.pem...)}, nil
+	return &certmagic.IssuedCertificate{Certificate: chain}, nil
 }
 
 // IssuerKey implements certmagic.Issuer. Certificates of another CA are not
 // taken for ours.
-func (a *authority) IssuerKey() string { return "internal-" + a.cert.SerialNumber.Text(36)[:8] }
+func (i issuer) IssuerKey() string { return "internal-" + i.Serial()[:8] }

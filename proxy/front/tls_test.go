@@ -243,7 +243,7 @@ func startInternal(t *testing.T, dir string) (addr string, ca []byte) {
 		t.Fatal(err)
 	}
 	t.Cleanup(i.Stop)
-	ca, err = os.ReadFile(i.CAFile())
+	ca, err = os.ReadFile(i.CA().Path())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -323,7 +323,7 @@ func TestInternalCAWithoutItsKeyIsNotReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, err := os.ReadFile(i.CAFile())
+	before, err := os.ReadFile(i.CA().Path())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -333,7 +333,7 @@ func TestInternalCAWithoutItsKeyIsNotReplaced(t *testing.T) {
 	if _, err := front.NewInternal(dir, []string{"localhost"}, zerolog.Nop()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("error = %v, want the missing key", err)
 	}
-	if after, err := os.ReadFile(i.CAFile()); err != nil || string(after) != string(before) {
+	if after, err := os.ReadFile(i.CA().Path()); err != nil || string(after) != string(before) {
 		t.Errorf("the CA's certificate changed (%v)", err)
 	}
 }
