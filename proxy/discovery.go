@@ -31,7 +31,9 @@ func (h *Handler) tags(w http.ResponseWriter, r *http.Request, repo repository, 
 	if _, err := pageSize(query); err != nil {
 		return err
 	}
-	names, next, err := repo.upstream.Tags(r.Context(), repo.Repository, query)
+	wait, cancel := h.waiting(r.Context())
+	names, next, err := repo.upstream.Tags(wait, repo.Repository, query)
+	cancel()
 	p.Source = cache.Pass.String()
 	status := asked
 	if err != nil {
@@ -234,9 +236,11 @@ func (h *Handler) referrersOf(ctx context.Context, repo repository, subject dige
 			return list, contentStatus(cache.Hit), nil
 		}
 	}
-	list, err := repo.upstream.Referrers(ctx, repo.Repository, subject)
+	wait, cancel := h.waiting(ctx)
+	defer cancel()
+	list, err := repo.upstream.Referrers(wait, repo.Repository, subject)
 	if errors.Is(err, fs.ErrNotExist) {
-		list, err = h.referrersByTag(ctx, repo, subject)
+		list, err = h.referrersByTag(wait, repo, subject)
 	}
 	if err != nil {
 		if known && silent(err) && repo.mayList() {

@@ -44,6 +44,9 @@ type Options struct {
 	// TTL is how long a list of referrers is good.
 	TTL time.Duration
 
+	// Patience is how long a client waits for its answer to begin. Default 9.5 s.
+	Patience time.Duration
+
 	// Repositories are the repositories that the ledger knows, as
 	// upstream/repository, sorted, n of those that follow after; only of some
 	// upstreams unless these are nil.
@@ -100,6 +103,9 @@ func New(o Options) *Handler {
 	if o.Observe == nil {
 		o.Observe = func(*http.Request, Pull) {}
 	}
+	if o.Patience == 0 {
+		o.Patience = patience
+	}
 	h := &Handler{o: o, lists: referrerLists{known: lru[member, referrerList](referrersMost)}}
 	if o.Passthrough {
 		h.rights = newRights()
@@ -107,17 +113,14 @@ func New(o Options) *Handler {
 	return h
 }
 
-// A client must be answered or refused before it gives up on us (containerd waits
-// for a mirror for 30 s, others for less), whatever upstream does: within ten
-// seconds. What is known of a tag is served a little before.
-const (
-	answerWithin  = 9500 * time.Millisecond
-	resolveWithin = 8500 * time.Millisecond
-)
+// patience is how long a client waits for an answer or a refusal, whatever upstream
+// does: it must have one before it gives up on us (containerd waits for a mirror
+// for 30 s, others for less). What is known of a tag is served a little before.
+const patience = 9500 * time.Millisecond
 
 // errLate is the cause of a pull that could not be answered in time. What it
 // waited for goes on without it.
-var errLate = fmt.Errorf("no answer could be had within %v: %w", answerWithin, context.DeadlineExceeded)
+var errLate = fmt.Errorf("no answer could be had in time: %w", context.DeadlineExceeded)
 
 // ServeHTTP answers a request of the /v2 API. It is the only place that looks
 // at an error: nothing sent yet is an error for the client, something sent can
@@ -126,7 +129,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	var p Pull
-	p.late = time.AfterFunc(answerWithin, func() { cancel(errLate) })
+	p.late = time.AfterFunc(h.o.Patience, func() { cancel(errLate) })
 	defer p.late.Stop()
 	p.Err = h.serve(w, r.WithContext(ctx), &p)
 	if p.Err != nil && !p.begun && r.Context().Err() == nil {
@@ -281,7 +284,7 @@ func (h *Handler) resolved(ctx context.Context, repo repository, tag string) (*c
 }
 
 func (h *Handler) resolve(ctx context.Context, repo repository, tag string) (audit.Answer, error) {
-	ctx, cancel := context.WithTimeout(ctx, resolveWithin)
+	ctx, cancel := h.waiting(ctx)
 	defer cancel()
 	ans, err := h.o.Ledger.Resolve(ctx, repo.ref(tag), repo.ask(tag, "pull"))
 	var ue *upstream.Error
@@ -290,6 +293,11 @@ func (h *Handler) resolve(ctx context.Context, repo repository, tag string) (aud
 		ans, err = h.o.Ledger.Resolve(ctx, repo.ref(tag), repo.ask(tag, "pull"))
 	}
 	return ans, err
+}
+
+// waiting bounds what is waited for before what is known is told instead.
+func (h *Handler) waiting(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, h.o.Patience*9/10)
 }
 
 // asksFirst tells whether a HEAD for content is upstream's to answer: it is not

@@ -57,6 +57,12 @@ type settings struct {
 	max      int64
 	prefetch bool
 	silence  time.Duration // after which upstream is taken for dead
+
+	hubAt             string // docker.io is there instead
+	patience          time.Duration
+	passthrough, push bool
+	shared            bool                 // ghcr.io is, with credentials
+	login             upstream.Credentials // of ghcr.io
 }
 
 func newMirror(t *testing.T, s settings) *mirror {
@@ -102,9 +108,15 @@ func (m *mirror) start(s settings) {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+	hub := m.hub.URL()
+	if s.hubAt != "" {
+		if hub, err = url.Parse(s.hubAt); err != nil {
+			m.t.Fatal(err)
+		}
+	}
 	upstreams := map[string]*upstream.Upstream{
-		"docker.io": upstream.New(upstream.Options{Name: "docker.io", Endpoints: []*url.URL{m.hub.URL()}, Offline: s.offline, HeaderTimeout: s.silence, IdleTimeout: s.silence}),
-		"ghcr.io":   upstream.New(upstream.Options{Name: "ghcr.io", Endpoints: []*url.URL{m.ghcr.URL()}}),
+		"docker.io": upstream.New(upstream.Options{Name: "docker.io", Endpoints: []*url.URL{hub}, Offline: s.offline, HeaderTimeout: s.silence, IdleTimeout: s.silence}),
+		"ghcr.io":   upstream.New(upstream.Options{Name: "ghcr.io", Endpoints: []*url.URL{m.ghcr.URL()}, Credentials: s.login}),
 	}
 	m.up = upstreams["docker.io"]
 	m.contents = proxy.NewContents(upstreams, m.cache)
@@ -121,7 +133,8 @@ func (m *mirror) start(s settings) {
 		Recorded: func(_ int64, e audit.Event) { m.keeper.Recorded(e) },
 	})
 	h := proxy.New(proxy.Options{
-		Table: table, Upstreams: upstreams, Ledger: m.ledger,
+		Table: table, Upstreams: upstreams, Ledger: m.ledger, TTL: s.ttl,
+		Passthrough: s.passthrough, Shared: map[string]bool{"ghcr.io": s.shared}, Push: s.push, Patience: s.patience,
 		Cache: m.cache, Prefetch: s.prefetch, KnownTags: m.store.TagNames, History: m.store.History, Repositories: m.store.Repositories,
 	})
 	srv := httptest.NewServer(h)

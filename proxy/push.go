@@ -154,7 +154,7 @@ func (h *Handler) pushed(ctx context.Context, method string, repo repository, cl
 		return
 	}
 	// Who pulls it next asks again if this fails, and the ledger says so.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resolveWithin)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.o.Patience)
 	defer cancel()
 	_, _ = h.o.Ledger.Ask(ctx, repo.ref(req.Tag), mine.ask(req.Tag, "push"))
 }

@@ -128,6 +128,10 @@ type Registry struct {
 	tokens   int
 	tokenFor time.Duration // validity of tokens
 	released chan struct{} // closed when stalled and hanging requests may go on
+
+	readers   map[string][]string             // of a private repository: the Authorizations that may read it
+	only      map[digest.Digest][]string      // the repositories of a blob that not all have
+	referrers map[string][]ocispec.Descriptor // "repo@subject"; nil is a registry without lists
 }
 
 // New starts a registry without content on loopback.
@@ -135,6 +139,7 @@ func New() *Registry {
 	r := &Registry{
 		manifest: make(map[string]Content), variant: make(map[string]Content), blobs: make(map[digest.Digest][]byte),
 		tokenFor: time.Minute, released: make(chan struct{}),
+		readers: make(map[string][]string), only: make(map[digest.Digest][]string),
 	}
 	r.srv = httptest.NewServer(r)
 	r.cdn = httptest.NewServer(r)
@@ -199,6 +204,46 @@ func (r *Registry) PushBlobs(cs ...Content) {
 	for _, c := range cs {
 		r.blobs[c.Digest] = c.Body
 	}
+}
+
+// PushPrivate makes tag mean img in repo, which only those may read who send one
+// of these Authorizations. No other repository has its blobs.
+func (r *Registry) PushPrivate(repo, tag string, img Image, authorizations ...string) {
+	r.Push(repo, tag, img)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.readers[repo] = authorizations
+	for _, c := range append(slices.Clone(img.Layers), img.Config) {
+		r.only[c.Digest] = append(r.only[c.Digest], repo)
+	}
+}
+
+// Refer puts a manifest into repo and on the list of what refers to subject. The
+// registry has such lists from the first one on.
+func (r *Registry) Refer(repo string, subject digest.Digest, artifactType string, m Content) {
+	r.PushManifest(repo, m.Digest.String(), m)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.referrers == nil {
+		r.referrers = make(map[string][]ocispec.Descriptor)
+	}
+	d := descriptor(m)
+	d.ArtifactType = artifactType
+	key := repo + "@" + subject.String()
+	r.referrers[key] = append(r.referrers[key], d)
+}
+
+// NewReferrerIndex returns the index that the referrers tag schema wants of these
+// manifests, by type.
+func NewReferrerIndex(artifactType string, ms ...Content) Content {
+	idx := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex}
+	idx.SchemaVersion = 2
+	for _, m := range ms {
+		d := descriptor(m)
+		d.ArtifactType = artifactType
+		idx.Manifests = append(idx.Manifests, d)
+	}
+	return NewContent(ocispec.MediaTypeImageIndex, encode(idx))
 }
 
 // Delete forgets a manifest by tag or digest.
@@ -289,6 +334,13 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	if fw.fault != nil && fw.begin() {
 		return
 	}
+	if status := r.private(q); status != 0 {
+		if status == http.StatusUnauthorized {
+			fw.Header().Set("WWW-Authenticate", r.challenge(q))
+		}
+		refuse(fw, status, "UNAUTHORIZED")
+		return
+	}
 	if !r.authorized(q) {
 		fw.Header().Set("WWW-Authenticate", r.challenge(q))
 		refuse(fw, http.StatusUnauthorized, "UNAUTHORIZED")
@@ -320,6 +372,22 @@ func (r *Registry) authorized(q *http.Request) bool {
 	return true
 }
 
+// private is the status by which a private repository refuses: 401 to those who
+// come without anything, 403 to others.
+func (r *Registry) private(q *http.Request) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	readers, private := r.readers[repoOf(q.URL.Path)]
+	sent := q.Header.Get("Authorization")
+	switch {
+	case !private, slices.Contains(readers, sent), q.Host == hostOf(r.cdn.URL):
+		return 0
+	case sent == "":
+		return http.StatusUnauthorized
+	}
+	return http.StatusForbidden
+}
+
 func hostOf(u string) string { return strings.TrimPrefix(u, "http://") }
 
 func (r *Registry) challenge(q *http.Request) string {
@@ -344,7 +412,7 @@ func (r *Registry) token(w http.ResponseWriter, q *http.Request) {
 
 func repoOf(path string) string {
 	path = strings.TrimPrefix(path, "/v2/")
-	for _, part := range []string{"/manifests/", "/blobs/", "/tags/"} {
+	for _, part := range []string{"/manifests/", "/blobs/", "/tags/", "/referrers/"} {
 		if i := strings.LastIndex(path, part); i >= 0 {
 			return path[:i]
 		}
@@ -360,6 +428,7 @@ func (r *Registry) answer(w *faultyWriter, q *http.Request) {
 		fmt.Fprint(w, "{}")
 	case strings.HasSuffix(q.URL.Path, "/tags/list"):
 		r.listTags(w, q, repo)
+	case strings.Contains(q.URL.Path, "/referrers/") && r.listReferrers(w, repo, ref):
 	case strings.Contains(q.URL.Path, "/manifests/"):
 		sep := ":"
 		if strings.Contains(ref, ":") {
@@ -380,6 +449,9 @@ func (r *Registry) answer(w *faultyWriter, q *http.Request) {
 	case strings.Contains(q.URL.Path, "/blobs/"):
 		r.mu.Lock()
 		b, ok := r.blobs[digest.Digest(ref)]
+		if in := r.only[digest.Digest(ref)]; in != nil {
+			ok = ok && slices.Contains(in, repo)
+		}
 		r.mu.Unlock()
 		if !ok {
 			refuse(w, http.StatusNotFound, "BLOB_UNKNOWN")
@@ -391,6 +463,21 @@ func (r *Registry) answer(w *faultyWriter, q *http.Request) {
 	default:
 		refuse(w, http.StatusNotFound, "UNSUPPORTED")
 	}
+}
+
+// listReferrers answers with a list, unless the registry has none.
+func (r *Registry) listReferrers(w http.ResponseWriter, repo, subject string) bool {
+	r.mu.Lock()
+	list, has := r.referrers[repo+"@"+subject], r.referrers != nil
+	r.mu.Unlock()
+	if !has {
+		return false
+	}
+	idx := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: append([]ocispec.Descriptor{}, list...)}
+	idx.SchemaVersion = 2
+	w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
+	_, _ = w.Write(encode(idx)) // a client that is gone needs no error
+	return true
 }
 
 func (r *Registry) listTags(w http.ResponseWriter, q *http.Request, repo string) {
