@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -26,15 +27,23 @@ import (
 // A process is a program of somebody else that runs for a story.
 func process(t *testing.T, ready func() bool, path string, args ...string) {
 	t.Helper()
+	processWith(t, nil, ready, path, args...)
+}
+
+// processWith is process with variables of the environment. It may be stopped
+// before the story ends.
+func processWith(t *testing.T, env []string, ready func() bool, path string, args ...string) (stop func()) {
+	t.Helper()
 	log := &lockedBuffer{}
 	cmd := exec.Command(path, args...)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(done) }()
-	t.Cleanup(func() {
+	stop = func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
 		select {
 		case <-done:
@@ -42,6 +51,9 @@ func process(t *testing.T, ready func() bool, path string, args ...string) {
 			_ = cmd.Process.Kill()
 			<-done
 		}
+	}
+	t.Cleanup(func() {
+		stop()
 		if t.Failed() {
 			t.Logf("%s said:\n%s", path, log)
 		}
@@ -56,24 +68,27 @@ func process(t *testing.T, ready func() bool, path string, args ...string) {
 			t.Fatalf("%s is not ready after 30 s:\n%s", path, log)
 		}
 	}
+	return stop
 }
 
 // A realRegistry is distribution, behind a proxy that counts and can be closed.
 type realRegistry struct {
-	addr string // where to push
+	addr  string // where to push
+	login string // user:password for that, "" without
 	*httptest.Server
 	mu    sync.Mutex
 	asked []string // method and path
 }
 
-// startRegistry starts distribution, v3 or Debian's, on a folder of its own.
-func startRegistry(t *testing.T) *realRegistry {
+// startRegistry starts distribution, v3 or Debian's, on a folder of its own, with
+// more lines in its configuration.
+func startRegistry(t *testing.T, more ...string) *realRegistry {
 	t.Helper()
 	program := need(t, "registry", "docker-registry")
 	r := &realRegistry{addr: freeAddr(t)}
 	dir := t.TempDir()
 	conf := filepath.Join(dir, "config.yml")
-	text := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s}, delete: {enabled: true}}\nhttp: {addr: %s}\n", dir, r.addr)
+	text := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s}, delete: {enabled: true}}\nhttp: {addr: %s}\n%s\n", dir, r.addr, strings.Join(more, "\n"))
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +165,11 @@ func (r *realRegistry) push(t *testing.T, ref string, img v1.Image) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := remote.Write(n, img); err != nil {
+	auth := authn.Anonymous
+	if user, password, ok := strings.Cut(r.login, ":"); ok {
+		auth = &authn.Basic{Username: user, Password: password}
+	}
+	if err := remote.Write(n, img, remote.WithAuth(auth)); err != nil {
 		t.Fatal(err)
 	}
 	d, err := img.Digest()
@@ -160,6 +179,17 @@ func (r *realRegistry) push(t *testing.T, ref string, img v1.Image) string {
 	return d.String()
 }
 
+// shortDir is a folder with a short name: the path of a socket has 108 bytes.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "e2e-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 // A docker is a Docker daemon of the story's own.
 type docker struct {
 	t    *testing.T
@@ -167,24 +197,20 @@ type docker struct {
 }
 
 // startDocker starts a daemon whose daemon.json has what tidemark setup prints.
-func startDocker(t *testing.T, daemonJSON string) *docker {
+func startDocker(t *testing.T, daemonJSON string, env ...string) *docker {
 	t.Helper()
 	dockerd := need(t, "dockerd")
 	need(t, "docker")
 	if os.Geteuid() != 0 {
 		skip(t, "a Docker daemon needs root")
 	}
-	dir, err := os.MkdirTemp("", "dockerd-") // short: a socket's path has 108 bytes
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := shortDir(t)
 	conf := filepath.Join(dir, "daemon.json")
 	if err := os.WriteFile(conf, []byte(daemonJSON), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	d := &docker{t, filepath.Join(dir, "d.sock")}
-	process(t, func() bool {
+	processWith(t, env, func() bool {
 		return d.command("version").Run() == nil
 	}, dockerd, "--config-file", conf, "--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
 		"--pidfile", filepath.Join(dir, "pid"), "--host", "unix://"+d.sock, "--iptables=false", "--ip6tables=false", "--bridge=none")

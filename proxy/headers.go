@@ -143,9 +143,6 @@ func parseRange(r *http.Request) (*byteRange, error) {
 		}
 		*side.n = int64(n)
 	}
-	if b.first >= 0 && b.last >= 0 && b.last < b.first {
-		return nil, badRange(v)
-	}
 	return b, nil
 }
 
@@ -160,7 +157,7 @@ func (b *byteRange) of(size int64) (off, n int64, ok bool) {
 		n = min(b.last, size)
 		return size - n, n, n > 0
 	}
-	if b.first >= size {
+	if b.first >= size || b.last >= 0 && b.last < b.first {
 		return 0, 0, false
 	}
 	last := size - 1
