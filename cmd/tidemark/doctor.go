@@ -1,9 +1,10 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
+	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -18,96 +19,251 @@ type finding struct {
 	Note bool   `json:"note,omitempty"` // nothing is wrong, but somebody should know
 }
 
+func good(what, format string, args ...any) finding {
+	return finding{What: what, OK: true, Says: fmt.Sprintf(format, args...)}
+}
+
+func bad(what, format string, args ...any) finding {
+	return finding{What: what, Says: fmt.Sprintf(format, args...)}
+}
+
+func remark(what, format string, args ...any) finding {
+	return finding{What: what, OK: true, Note: true, Says: fmt.Sprintf(format, args...)}
+}
+
+// A doctor looks at a server from where a client is.
+type doctor struct {
+	*client
+	registry string // address of the registry as clients have it, "" as the server says
+	root     string // of the clients' files
+	image    string // "" for none
+}
+
 func newDoctor() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "doctor",
-		Short: "Tell what is wrong, or would go wrong, with a running server",
-		Long: `Look at a running server: what it warns of, whether its log is signed, how its
-upstreams are, and whether clients can get past what is held or denied. Exit code
-1 if something is wrong.`,
-		Example: "  tidemark doctor",
-		Args:    cobra.NoArgs,
+		Use:   "doctor [IMAGE]",
+		Short: "Tell what is wrong, or would go wrong, with a server and its clients",
+		Long: `Look at a server from the outside in, from the machine of a client or its own: the
+name and the port of the registry, TLS as a client sees it, the proxy, what the
+server warns of, its log, disk and clock, every upstream with and without
+credentials and what is left of its rate limit, and IMAGE if one is named. Then
+look at the clients that are set up on this machine, and whether they can get past
+what is held or denied. Exit code 1 if something is wrong.`,
+		Example: `  tidemark doctor
+  tidemark doctor nginx:1.27 --server http://mirror.example:5051`,
+		Args: cobra.MaximumNArgs(1),
 	}
-	cl, asJSON := addClient(c), addJSON(c)
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		found, err := cl.examine(c)
+	d := &doctor{client: addClient(c)}
+	asJSON := addJSON(c)
+	c.Flags().StringVar(&d.registry, "registry", "", "address of the registry as clients have it, if it is another than the server says")
+	c.Flags().StringVar(&d.root, "root", "/", "folder that the paths of the clients' files begin at")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if len(args) == 1 {
+			ref, err := expandRef(args[0])
+			if err != nil {
+				return usage(err)
+			}
+			d.image = ref.String()
+		}
+		if d.registry != "" {
+			if _, err := parseRegistry(d.registry); err != nil {
+				return usage(err)
+			}
+		}
+		found, err := d.examine(c)
 		if err != nil {
 			return err
 		}
-		wrong := 0
-		for _, f := range found {
-			if !f.OK {
-				wrong++
-			}
-		}
-		if *asJSON {
-			if err := printJSON(c, found); err != nil {
-				return err
-			}
-		} else {
-			for _, f := range found {
-				grade := "ok"
-				switch {
-				case !f.OK:
-					grade = "WRONG"
-				case f.Note:
-					grade = "note"
-				}
-				fmt.Fprintf(c.OutOrStdout(), "%-6s %-10s %s\n", grade, f.What, printable(f.Says))
-			}
-		}
-		if wrong > 0 {
-			return fmt.Errorf("%d of %d findings need a person", wrong, len(found))
-		}
-		return nil
+		return tell(c, found, *asJSON)
 	}
 	return c
 }
 
-func (cl *client) examine(c *cobra.Command) ([]finding, error) {
-	unsigned, err := cl.awaitSigned(c.Context())
+// parseRegistry reads the address of a registry.
+func parseRegistry(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fmt.Errorf("--registry %q is not an address such as https://mirror.example:5050", s)
+	}
+	return u, nil
+}
+
+// tell prints what was found, and fails if something of it is wrong.
+func tell(c *cobra.Command, found []finding, asJSON bool) error {
+	wrong := 0
+	for _, f := range found {
+		if !f.OK {
+			wrong++
+		}
+	}
+	if asJSON {
+		if err := printJSON(c, found); err != nil {
+			return err
+		}
+	} else {
+		for _, f := range found {
+			grade := "ok"
+			switch {
+			case !f.OK:
+				grade = "WRONG"
+			case f.Note:
+				grade = "note"
+			}
+			fmt.Fprintf(c.OutOrStdout(), "%-6s %-10s %s\n", grade, f.What, printable(f.Says))
+		}
+	}
+	if wrong > 0 {
+		return fmt.Errorf("%d of %d findings need a person", wrong, len(found))
+	}
+	return nil
+}
+
+func (d *doctor) examine(c *cobra.Command) ([]finding, error) {
+	var s admin.Status
+	if err := d.getJSON(c.Context(), "/api/v1/status", nil, &s); err != nil {
+		return nil, err
+	}
+	found := []finding{good("server", "tidemark %s at %s", s.Version, d.server)}
+	found = append(found, d.clock(c)...)
+	found = append(found, d.front(c.Context(), s.Registry)...)
+	for _, w := range s.Warnings {
+		found = append(found, bad("warning", "%s", w))
+	}
+	found = append(found, diskFinding(s.Disk, s.Cache))
+	unsigned, err := d.awaitSigned(c.Context())
 	if err != nil {
 		return nil, err
 	}
-	var s admin.Status
-	if err := cl.getJSON(c.Context(), "/api/v1/status", nil, &s); err != nil {
-		return nil, err
-	}
-	found := []finding{{What: "server", OK: true, Says: "tidemark " + s.Version + " at " + cl.server}}
-	for _, w := range s.Warnings {
-		found = append(found, finding{What: "warning", Says: w})
-	}
-	ledger := finding{What: "ledger", OK: true, Says: fmt.Sprintf("%s, %d entries, %d signed", s.Log.Origin, s.Log.Size, s.Log.SignedSize)}
+	ledger := good("ledger", "%s, %d entries, %d signed", s.Log.Origin, s.Log.Size, s.Log.SignedSize)
 	if unsigned > 0 {
-		ledger.OK, ledger.Says = false, fmt.Sprintf("%s; %d that should be cannot be proven", ledger.Says, unsigned)
+		ledger = bad("ledger", "%s; %d that should be cannot be proven", ledger.Says, unsigned)
 	}
 	found = append(found, ledger)
-	if s.Offline {
-		found = append(found, finding{What: "upstream", OK: true, Note: true, Says: "offline: none is ever asked"})
-		s.Upstreams = nil
+	asked, err := d.upstreams(c, s)
+	if err != nil {
+		return nil, err
 	}
-	for _, u := range s.Upstreams {
-		f := finding{What: "upstream", OK: u.Condition == nil, Says: u.Name}
-		switch {
-		case u.Condition != nil:
-			f.Says += ": " + u.Condition.Type + " since " + stamp(u.Condition.Since)
-		case u.LastError != "":
-			f.Says += ": the last request failed: " + u.LastError
-		}
-		if n := u.RateLimitRemaining; n != nil {
-			f.Says += fmt.Sprintf("; %d requests left of its limit", *n)
-		}
-		found = append(found, f)
-	}
+	found = append(found, asked...)
 	for _, rule := range s.Policy.Refuses {
-		found = append(found, finding{What: "bypass", OK: true, Note: true, Says: fmt.Sprintf("rule %q can answer with 404: clients that use this server as a mirror go to the real registry then", rule)})
+		found = append(found, remark("bypass", "rule %q can answer with 404: clients that use this server as a mirror go to the real registry then", rule))
 	}
-	return cl.examineHolds(c, found)
+	held, err := d.holds(c)
+	if err != nil {
+		return nil, err
+	}
+	found = append(found, held...)
+	return append(found, clientFindings(d.root, d.address(s.Registry), s.Registry)...), nil
 }
 
-// examineHolds tells what is held, and what of that is not here.
-func (cl *client) examineHolds(c *cobra.Command, found []finding) ([]finding, error) {
-	tags, err := cl.tags(c.Context(), url.Values{"held": {"true"}})
+// address is the address of the registry as clients have it.
+func (d *doctor) address(r admin.RegistryStatus) string {
+	if d.registry != "" {
+		return d.registry
+	}
+	return r.URL
+}
+
+// A clock that is wrong makes certificates invalid and the ledger's times useless.
+const (
+	clockNote  = 5 * time.Second
+	clockWrong = time.Minute
+)
+
+// clock compares the server's clock with this machine's.
+func (d *doctor) clock(c *cobra.Command) []finding {
+	req, err := http.NewRequestWithContext(c.Context(), http.MethodGet, d.server+"/healthz", nil)
+	if err != nil {
+		return nil // told before
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil
+	}
+	resp.Body.Close()
+	t, err := http.ParseTime(resp.Header.Get("Date"))
+	if err != nil {
+		return nil
+	}
+	return []finding{clockFinding("the server's clock", time.Until(t), "this machine's")}
+}
+
+func clockFinding(whose string, ahead time.Duration, than string) finding {
+	says := fmt.Sprintf("%s is within %v of %s", whose, clockNote, than)
+	off := ahead.Abs()
+	if off >= clockNote {
+		says = fmt.Sprintf("%s is %v %s of %s", whose, off.Round(time.Second), map[bool]string{true: "ahead", false: "behind"}[ahead > 0], than)
+	}
+	switch {
+	case off >= clockWrong:
+		return bad("clock", "%s", says)
+	case off >= clockNote:
+		return remark("clock", "%s", says)
+	}
+	return good("clock", "%s", says)
+}
+
+func diskFinding(d admin.DiskStatus, c admin.CacheStatus) finding {
+	says := fmt.Sprintf("%s of %s free, %s are left to others; %s cached, at most %s", human(d.Free), human(d.Total), human(d.MinFree), human(c.Bytes), human(c.Budget))
+	if d.Free < d.MinFree {
+		return remark("disk", "%s", says) // which is warned of
+	}
+	return good("disk", "%s", says)
+}
+
+// upstreams asks every upstream through the server.
+func (d *doctor) upstreams(c *cobra.Command, s admin.Status) (found []finding, err error) {
+	if s.Offline {
+		return []finding{remark("upstream", "offline: none is ever asked")}, nil
+	}
+	var checks struct{ Upstreams []admin.UpstreamCheck }
+	if err := d.postJSON(c.Context(), "/api/v1/upstreams/check", map[string]string{"image": d.image}, &checks); err != nil {
+		return nil, err
+	}
+	conditions := make(map[string]string)
+	for _, u := range s.Upstreams {
+		if u.Condition != nil {
+			conditions[u.Name] = "; " + u.Condition.Type + " since " + stamp(u.Condition.Since)
+		}
+	}
+	for _, u := range checks.Upstreams {
+		found = append(found, upstreamFinding(u, conditions[u.Name]))
+		if u.Image != nil {
+			f := good("image", "%s is answered by %s in %d ms", d.image, u.Name, u.Image.Millis)
+			if u.Image.Error != "" {
+				f = bad("image", "%s: %s", d.image, u.Image.Error)
+			}
+			found = append(found, f)
+		}
+		if off := time.Duration(u.ClockAhead * float64(time.Second)); off.Abs() >= clockNote {
+			found = append(found, clockFinding("the clock of "+u.Name, off, "the server's"))
+		}
+	}
+	return found, nil
+}
+
+// upstreamFinding judges one upstream. A 401 without credentials is an answer: most
+// registries want a token, which everybody may have.
+func upstreamFinding(u admin.UpstreamCheck, condition string) finding {
+	says := fmt.Sprintf("%s answers in %d ms", u.Name, u.Anonymous.Millis)
+	isBad := u.Anonymous.Status == 0 || u.Anonymous.Status >= 500 || u.Anonymous.Status == http.StatusTooManyRequests
+	if isBad {
+		says = u.Name + ": " + u.Anonymous.Error
+	}
+	if u.Own != nil && !isBad {
+		says += ", and takes the configured credentials"
+		if u.Own.Error != "" {
+			says, isBad = u.Name+" does not take the configured credentials: "+u.Own.Error, true
+		}
+	}
+	if n := u.RateLimitRemaining; n != nil {
+		says += fmt.Sprintf("; %d requests left of its limit", *n)
+	}
+	return finding{What: "upstream", OK: !isBad, Says: says + condition}
+}
+
+// holds tells what is held, and what of that is not here.
+func (d *doctor) holds(c *cobra.Command) (found []finding, err error) {
+	tags, err := d.tags(c.Context(), url.Values{"held": {"true"}})
 	if err != nil {
 		return nil, err
 	}
@@ -118,19 +274,15 @@ func (cl *client) examineHolds(c *cobra.Command, found []finding) ([]finding, er
 		}
 		held++
 		var past admin.History
-		body, err := cl.get(c.Context(), "/api/v1/tags/history", url.Values{"ref": {t.Ref}, "limit": {"1000"}})
-		if err != nil {
-			return nil, err
-		}
-		if err := json.Unmarshal(body, &past); err != nil {
+		if err := d.getJSON(c.Context(), "/api/v1/tags/history", url.Values{"ref": {t.Ref}, "limit": {"1000"}}, &past); err != nil {
 			return nil, err
 		}
 		for _, st := range past.History {
 			if st.Digest == t.Served && st.Bytes != "here" {
-				found = append(found, finding{What: "bytes", Says: fmt.Sprintf("%s is held at %s, whose bytes are %s", t.Ref, short(t.Served), st.Bytes)})
+				found = append(found, bad("bytes", "%s is held at %s, whose bytes are %s", t.Ref, short(t.Served), st.Bytes))
 				break
 			}
 		}
 	}
-	return append(found, finding{What: "holds", OK: true, Says: fmt.Sprintf("%d tags are held; clients get the digest from before, which is no error to them", held)}), nil
+	return append(found, good("holds", "%d tags are held; clients get the digest from before, which is no error to them", held)), nil
 }

@@ -102,7 +102,7 @@ func wire(ctx context.Context, cfg *config.Config, log zerolog.Logger) (_ *serve
 	if err := s.wireRegistry(ctx, upstreams, table, metrics); err != nil {
 		return nil, err
 	}
-	return s, s.wireAdmin(upstreams, metrics)
+	return s, s.wireAdmin(upstreams, table, metrics)
 }
 
 // wireLog opens the database and the key of the log, which may be missing: then
@@ -476,7 +476,7 @@ func certPool(file string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-func (s *server) wireAdmin(upstreams map[string]*upstream.Upstream, metrics *admin.Metrics) error {
+func (s *server) wireAdmin(upstreams map[string]*upstream.Upstream, table *route.Table, metrics *admin.Metrics) error {
 	status := func() []admin.UpstreamStatus { return s.upstreamStatus(upstreams) }
 	metrics.Watch(admin.Sources{Cache: s.cache.Stats, Upstreams: status, Tree: s.store.Tree, UnsignedSince: s.signer.UnsignedSince, HeldRefs: s.store.HeldRefs})
 	o := admin.Options{
@@ -484,6 +484,10 @@ func (s *server) wireAdmin(upstreams map[string]*upstream.Upstream, metrics *adm
 		Cache: s.cache, Views: s.store, Entries: s.store, Ledger: s.ledger, Contents: s.contents, Signer: s.signer, Metrics: metrics, Events: s.events,
 		History: s.store.History, RefOf: s.store.RefOf, Exposures: s.store.Exposures, FlushExposures: s.exposures.Flush, Conditions: s.store.Conditions,
 		Upstreams: status, Warnings: s.warnings, Offline: s.cfg.Tags.Offline, ParsePolicy: parsePolicy, CAs: make(map[string][]byte),
+		Check: func(ctx context.Context, ref *audit.Ref) []admin.UpstreamCheck {
+			return examineUpstreams(ctx, upstreams, ref)
+		},
+		Disk: s.disk, Registry: s.registryStatus(table),
 	}
 	if s.internal != nil {
 		o.CAs["internal"] = s.internal.CA().PEM()
@@ -493,6 +497,27 @@ func (s *server) wireAdmin(upstreams map[string]*upstream.Upstream, metrics *adm
 	}
 	s.admin = front.New(front.Options{Addr: s.cfg.Admin.Listen, Handler: admin.New(o), Log: s.log, Drain: time.Second})
 	return s.admin.Listen()
+}
+
+// registryStatus is how clients reach the registry.
+func (s *server) registryStatus(table *route.Table) admin.RegistryStatus {
+	r := s.cfg.Registry
+	st := admin.RegistryStatus{
+		URL: registryURL(s.cfg, s.registry.Addr().String()), TLS: r.TLS.Mode, Hosts: append([]string{}, r.TLS.Hosts...), Auth: r.Auth.Mode,
+		Clients: r.TLS.ClientCAFile != "", Push: r.Push, Upstream: table.Hosts(),
+	}
+	if s.intercept != nil {
+		st.Intercept = s.intercept.Address().String()
+	}
+	return st
+}
+
+func (s *server) disk() admin.DiskStatus {
+	total, free, err := disk.Space(s.data.path)
+	if err != nil {
+		return admin.DiskStatus{} // a warning says why
+	}
+	return admin.DiskStatus{Total: total, Free: free, MinFree: s.cfg.Cache.MinFree.Of(total)}
 }
 
 func (s *server) upstreamStatus(upstreams map[string]*upstream.Upstream) []admin.UpstreamStatus {

@@ -88,6 +88,13 @@ type Options struct {
 	// Offline tells that no upstream is ever asked.
 	Offline bool
 
+	// Registry tells how clients reach the registry, Disk how full the disk is.
+	Registry RegistryStatus
+	Disk     func() DiskStatus
+
+	// Check asks every upstream, and for a ref if there is one, whether it answers.
+	Check func(context.Context, *audit.Ref) []UpstreamCheck
+
 	// CAs are the certificates of our own authorities, by name.
 	CAs map[string][]byte
 }
@@ -125,6 +132,7 @@ func New(o Options) *Handler {
 	h.mux.HandleFunc("GET /api/v1/exposure", api(h.exposure, "digest"))
 	h.mux.HandleFunc("GET /api/v1/conditions", api(h.conditions, "limit"))
 	h.mux.HandleFunc("POST /api/v1/policy/test", change(h.policyTest))
+	h.mux.HandleFunc("POST /api/v1/upstreams/check", change(h.check))
 	h.mux.HandleFunc("GET /api/v1/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(openAPI)

@@ -110,6 +110,10 @@ func serve(t *testing.T, n int, token string) *fixture {
 		History: store.History, RefOf: store.RefOf, Exposures: store.Exposures, FlushExposures: exposures.Flush, Conditions: store.Conditions,
 		ParsePolicy: func(string) (*audit.Policy, error) { return nil, errors.New("line 1: no") },
 		Upstreams:   upstreams, Warnings: func() []string { return f.warn },
+		Disk: func() admin.DiskStatus { return admin.DiskStatus{Total: 100, Free: 50, MinFree: 10} },
+		Check: func(_ context.Context, ref *audit.Ref) []admin.UpstreamCheck {
+			return []admin.UpstreamCheck{{Name: "docker.io", Anonymous: admin.Check{Status: 200}}}
+		},
 	}))
 	t.Cleanup(srv.Close)
 	f.url = srv.URL

@@ -29,6 +29,69 @@ type Status struct {
 
 	// Offline tells that no upstream is ever asked.
 	Offline bool `json:"offline"`
+
+	Registry RegistryStatus `json:"registry"`
+	Disk     DiskStatus     `json:"disk"`
+}
+
+// RegistryStatus tells how clients reach the registry, and what it asks of them.
+type RegistryStatus struct {
+	URL       string   `json:"url"`
+	TLS       string   `json:"tls"`            // the mode
+	Hosts     []string `json:"hosts"`          // that certificates are for
+	Auth      string   `json:"auth"`           // the mode
+	Clients   bool     `json:"client_ca"`      // clients must present a certificate
+	Push      string   `json:"push"`           // deny or pass
+	Intercept string   `json:"intercept"`      // address of the intercepting proxy, "" without one
+	Upstream  []string `json:"upstream_hosts"` // request hosts that mean an upstream
+}
+
+// DiskStatus is about the file system of the data folder, in bytes.
+type DiskStatus struct {
+	Total   int64 `json:"total"`
+	Free    int64 `json:"free"`
+	MinFree int64 `json:"min_free"`
+}
+
+// UpstreamCheck is what an upstream answered when it was asked to see whether it
+// does.
+type UpstreamCheck struct {
+	Name      string `json:"name"`
+	Endpoint  string `json:"endpoint"`
+	Anonymous Check  `json:"anonymous"`             // the registry itself, without credentials
+	Own       *Check `json:"credentials,omitempty"` // with the configured ones
+	Image     *Check `json:"image,omitempty"`       // the image that was asked about, as pulls ask
+
+	RateLimitRemaining *int64  `json:"ratelimit_remaining,omitempty"`
+	ClockAhead         float64 `json:"clock_ahead_seconds"`
+}
+
+// Check is one question and its answer.
+type Check struct {
+	Status int    `json:"status"` // of HTTP, 0 if there was no answer
+	Error  string `json:"error,omitempty"`
+	Millis int64  `json:"ms"`
+}
+
+// check asks upstreams whether they answer.
+func (h *Handler) check(r *http.Request) (any, error) {
+	var q struct {
+		Image string `json:"image"`
+	}
+	if err := body(r, &q); err != nil {
+		return nil, err
+	}
+	var ref *audit.Ref
+	if q.Image != "" {
+		parsed, err := audit.ParseRef(q.Image)
+		if err != nil {
+			return nil, badRequest("image: %v", err)
+		}
+		ref = &parsed
+	}
+	return struct {
+		Upstreams []UpstreamCheck `json:"upstreams"`
+	}{nonNil(h.o.Check(r.Context(), ref))}, nil
 }
 
 // PolicyStatus tells which policy decides.
@@ -93,6 +156,8 @@ func (h *Handler) status(r *http.Request) (any, error) {
 		Fills:     []FillStatus{},
 		Warnings:  nonNil(h.o.Warnings()),
 		Offline:   h.o.Offline,
+		Registry:  h.o.Registry,
+		Disk:      h.o.Disk(),
 	}
 	if n := c.Hits + c.Misses; n > 0 {
 		s.Cache.HitRatio = float64(c.Hits) / float64(n)

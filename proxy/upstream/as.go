@@ -76,7 +76,11 @@ func (t *authTransport) relayed(resp *http.Response) ([]string, error) {
 		}
 		var params []string
 		for _, k := range []string{"realm", "service", "scope", "error"} {
-			if v := bearer[k]; v != "" {
+			v := bearer[k]
+			if strings.ContainsAny(v, `"\\`) {
+				return nil, &Error{Nonsense: true, Err: errors.New("a challenge that can be read in more than one way")}
+			}
+			if v != "" {
 				params = append(params, k+`="`+v+`"`)
 			}
 		}

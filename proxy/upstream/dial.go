@@ -129,13 +129,15 @@ func isProxy(addr string) bool {
 	return false
 }
 
-func newTransport(dial func(context.Context, string, string) (net.Conn, error), tlsConfig *tls.Config, o Options) *http.Transport {
+// newTransport returns a transport that waits for the head of an answer as long as
+// the context of the request lets it, if header is 0.
+func newTransport(dial func(context.Context, string, string) (net.Conn, error), tlsConfig *tls.Config, o Options, header time.Duration) *http.Transport {
 	return &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
 		DialContext:            dial,
 		TLSClientConfig:        tlsConfig.Clone(),
-		TLSHandshakeTimeout:    orDefault(o.ConnectTimeout, 5*time.Second),
-		ResponseHeaderTimeout:  orDefault(o.HeaderTimeout, 10*time.Second),
+		TLSHandshakeTimeout:    orDefault(o.ConnectTimeout, connectTimeout),
+		ResponseHeaderTimeout:  header,
 		MaxIdleConnsPerHost:    16,
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,

@@ -145,7 +145,7 @@ func TestRedirectIntoOurNetworkIsNonsense(t *testing.T) {
 	for _, host := range []string{"localhost", "127.0.0.1", "169.254.169.254", "10.0.0.1"} {
 		u := newUpstream(nil)
 		auth := u.client.Transport.(*authTransport)
-		auth.foreign = newTransport((&dialer{timeout: 5 * time.Second}).foreign, nil, Options{})
+		auth.foreign = newTransport((&dialer{timeout: 5 * time.Second}).foreign, nil, Options{}, 0)
 		auth.own = served{http.RedirectHandler("https://"+net.JoinHostPort(host, port)+"/blob?signature=secret-signature", http.StatusFound)}
 
 		_, err := u.GetManifest(t.Context(), "app", "1")

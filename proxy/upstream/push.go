@@ -74,8 +74,11 @@ func (u *Upstream) ForgetMissing(repository string) {
 	u.missing.mu.Lock()
 	defer u.missing.mu.Unlock()
 	for _, key := range u.missing.until.Keys() {
-		if strings.Contains(key, "/v2/"+repository+"/") {
-			u.missing.until.Remove(key)
+		_, rest, ok := strings.Cut(key, "/v2/"+repository+"/") // a key begins with its caller
+		for _, route := range []string{"manifests/", "blobs/", "tags/", "referrers/"} {
+			if ok && strings.HasPrefix(rest, route) {
+				u.missing.until.Remove(key)
+			}
 		}
 	}
 }

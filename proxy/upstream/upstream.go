@@ -77,9 +77,11 @@ type registry struct {
 	missing missing // what upstream lately said it does not have
 
 	remaining atomic.Int64 // last ratelimit-remaining plus one; 0 when never told
+	clock     atomic.Int64 // by how much upstream's clock was ahead at its last answer, in ns; 0 when never told
 
 	mu        sync.Mutex
 	lastError string // of the last request that got no usable answer, "" after a good one
+	limited   bool   // that was a rate limit of the configuration's own
 }
 
 // An endpoint is one address of an upstream, with the breaker that keeps a
@@ -113,11 +115,9 @@ func New(o Options) *Upstream {
 	tlsConfig := &tls.Config{RootCAs: o.RootCAs, InsecureSkipVerify: o.Insecure, MinVersion: tls.VersionTLS12}
 	dial := &dialer{timeout: orDefault(o.ConnectTimeout, connectTimeout)}
 	idle := orDefault(o.IdleTimeout, idleTimeout)
-	own := idleTransport{newTransport(dial.own, tlsConfig, o), idle}
-	foreign := idleTransport{newTransport(dial.foreign, tlsConfig, o), idle}
-	patient := o
-	patient.HeaderTimeout = pushTimeout
-	r.pushing = newTransport(dial.own, tlsConfig, patient)
+	own := idleTransport{newTransport(dial.own, tlsConfig, o, 0), idle}
+	foreign := idleTransport{newTransport(dial.foreign, tlsConfig, o, 0), idle}
+	r.pushing = newTransport(dial.own, tlsConfig, o, pushTimeout)
 	r.auth = &authTransport{
 		own: own, foreign: foreign,
 		endpoints: o.Endpoints, realms: o.TokenRealms, keys: keyring{ask: o.Credentials},
@@ -160,11 +160,15 @@ func IdentityOf(username string) string {
 	return "user-" + digest.FromString(username).Encoded()[:8]
 }
 
+// Endpoint is the address that is asked first.
+func (u *Upstream) Endpoint() *url.URL { return u.endpoints[0].url }
+
 // IsOffline tells that nobody is ever asked.
 func (u *Upstream) IsOffline() bool { return u.offline }
 
 // A Health is what the last requests said about an upstream.
 type Health struct {
+	ClockAhead         time.Duration // upstream's clock, in whole seconds as it tells the time
 	Healthy            bool
 	LastError          string
 	RateLimitRemaining int64 // -1 when upstream does not tell
@@ -174,7 +178,7 @@ type Health struct {
 func (u *Upstream) Health() Health {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return Health{u.lastError == "", u.lastError, u.remaining.Load() - 1}
+	return Health{time.Duration(u.clock.Load()), u.lastError == "", u.lastError, u.remaining.Load() - 1}
 }
 
 // A Manifest is a manifest as upstream sent it, or, after a HEAD, what upstream
@@ -473,7 +477,7 @@ func (u *Upstream) do(ctx context.Context, method, path string, header http.Head
 		var resp *http.Response
 		resp, err = u.askWithin(ctx, patience, e, method, path, header)
 		if err == nil {
-			u.answered("")
+			u.answered(nil)
 			return resp, nil
 		}
 		var ue *Error
@@ -486,18 +490,26 @@ func (u *Upstream) do(ctx context.Context, method, path string, header http.Head
 		switch {
 		case ue.Status == http.StatusNotFound:
 			u.missing.add(u.caller + path)
-			u.answered("")
+			u.answered(nil)
 		case ctx.Err() == nil && ue.worthAnotherEndpoint() && !u.unlimited(ue):
-			u.answered(ue.Error())
+			u.answered(ue)
 		}
 	}
 	return nil, err
 }
 
-func (u *Upstream) answered(lastError string) {
+// answered keeps how the last request ended. What clients are answered with their
+// own rights says nothing about a limit that is ours.
+func (u *Upstream) answered(e *Error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.lastError = lastError
+	if u.caller != "" && u.limited {
+		return
+	}
+	u.lastError, u.limited = "", false
+	if e != nil {
+		u.lastError, u.limited = e.Error(), e.Status == http.StatusTooManyRequests
+	}
 }
 
 // silence is the cause of a question that got no answer for so long.
@@ -572,6 +584,9 @@ func (u *Upstream) ask(ctx context.Context, e *endpoint, method, path string, he
 		return nil, ue
 	}
 	u.observe(resp.StatusCode)
+	if t, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		u.clock.Store(int64(time.Until(t)))
+	}
 	if n, _, _ := strings.Cut(resp.Header.Get("Ratelimit-Remaining"), ";"); n != "" && u.caller == "" {
 		if n, err := strconv.ParseInt(n, 10, 64); err == nil && n >= 0 {
 			u.remaining.Store(n + 1)

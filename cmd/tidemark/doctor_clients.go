@@ -1,0 +1,190 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	gotoml "github.com/pelletier/go-toml/v2"
+
+	"tidemark/proxy/admin"
+)
+
+// A clientConfig is what the files of one client say about where it pulls from.
+type clientConfig struct {
+	client string
+	file   string
+	here   bool     // it comes here
+	past   []string // where it goes when it gets no answer here, or a 404
+	err    error    // why the file could not be understood
+}
+
+// clientFindings looks at the clients that are set up below root, and tells whether
+// they come to the registry, and whether they can get past it.
+func clientFindings(root, registry string, r admin.RegistryStatus) []finding {
+	u, err := url.Parse(registry)
+	if err != nil {
+		return nil // told before
+	}
+	var configs []clientConfig
+	for _, look := range []func(root, host string, r admin.RegistryStatus) []clientConfig{
+		dockerConfigs, containerdConfigs, containersConfigs,
+	} {
+		configs = append(configs, look(root, u.Host, r)...)
+	}
+	var found []finding
+	any := false
+	for _, c := range configs {
+		switch {
+		case c.err != nil:
+			found = append(found, bad("client", "%s: %s cannot be understood: %v", c.client, c.file, c.err))
+		case c.here && len(c.past) > 0:
+			found = append(found, remark("bypass", "%s (%s) comes here, and goes to %s when this server does not answer or says 404: it is then not held back by any rule", c.client, c.file, strings.Join(c.past, ", ")))
+		case c.here:
+			found = append(found, good("client", "%s (%s) comes here, and to nobody else", c.client, c.file))
+		}
+		any = any || c.here
+	}
+	if !any {
+		found = append(found, remark("client", "no client on this machine is set up to come to %s; tidemark setup does that", u.Host))
+	}
+	return found
+}
+
+// readFile reads a file of a client; one that is not there is nothing.
+func readFile(path string, understand func([]byte) error) error {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return understand(data)
+}
+
+// dockerConfigs looks at daemon.json, and at the variables of the service.
+func dockerConfigs(root, host string, r admin.RegistryStatus) []clientConfig {
+	daemon := clientConfig{client: "docker", file: filepath.Join(root, "etc/docker/daemon.json")}
+	daemon.err = readFile(daemon.file, func(data []byte) error {
+		var c struct {
+			Mirrors []string `json:"registry-mirrors"`
+		}
+		if len(strings.TrimSpace(string(data))) == 0 {
+			return nil
+		}
+		if err := json.Unmarshal(data, &c); err != nil {
+			return err
+		}
+		daemon.here = slices.ContainsFunc(c.Mirrors, func(m string) bool { return isHost(m, host) })
+		daemon.past = []string{"Docker Hub"} // always; and to it alone for other registries
+		return nil
+	})
+	configs := []clientConfig{daemon}
+	units, _ := filepath.Glob(filepath.Join(root, "etc/systemd/system/docker.service.d/*.conf")) // the pattern is well formed
+	for _, file := range units {
+		c := clientConfig{client: "docker's proxy", file: file}
+		c.err = readFile(file, func(data []byte) error {
+			c.here = r.Intercept != "" && strings.Contains(string(data), "HTTPS_PROXY=http") && strings.Contains(string(data), portOf(r.Intercept))
+			return nil
+		})
+		if c.here || c.err != nil {
+			configs = append(configs, c)
+		}
+	}
+	return configs
+}
+
+// isHost tells whether the address of a mirror is that of the registry.
+func isHost(address, host string) bool {
+	if u, err := url.Parse(address); err == nil && u.Host != "" {
+		return u.Host == host
+	}
+	first, _, _ := strings.Cut(address, "/")
+	return first == host
+}
+
+func portOf(addr string) string {
+	return addr[strings.LastIndexByte(addr, ':'):]
+}
+
+// containerdConfigs looks at every hosts.toml.
+func containerdConfigs(root, host string, _ admin.RegistryStatus) []clientConfig {
+	files, _ := filepath.Glob(filepath.Join(root, "etc/containerd/certs.d/*/hosts.toml")) // the pattern is well formed
+	var configs []clientConfig
+	for _, file := range files {
+		c := clientConfig{client: "containerd for " + filepath.Base(filepath.Dir(file)), file: file}
+		c.err = readFile(file, func(data []byte) error {
+			var t struct {
+				Server string                    `toml:"server"`
+				Host   map[string]map[string]any `toml:"host"`
+			}
+			if err := gotoml.Unmarshal(data, &t); err != nil {
+				return err
+			}
+			for h := range t.Host {
+				if isHost(h, host) {
+					c.here = true
+				} else {
+					c.past = append(c.past, h)
+				}
+			}
+			switch {
+			case isHost(t.Server, host):
+				c.here = true
+			case t.Server == "":
+				c.past = append(c.past, filepath.Base(filepath.Dir(file)))
+			default:
+				c.past = append(c.past, t.Server)
+			}
+			slices.Sort(c.past)
+			return nil
+		})
+		configs = append(configs, c)
+	}
+	return configs
+}
+
+// containersConfigs looks at registries.conf and what is added to it: podman,
+// CRI-O, Buildah, Skopeo.
+func containersConfigs(root, host string, _ admin.RegistryStatus) []clientConfig {
+	files, _ := filepath.Glob(filepath.Join(root, "etc/containers/registries.conf.d/*.conf")) // the pattern is well formed
+	files = append([]string{filepath.Join(root, "etc/containers/registries.conf")}, files...)
+	var configs []clientConfig
+	for _, file := range files {
+		var t struct {
+			Registry []struct {
+				Prefix   string `toml:"prefix"`
+				Location string `toml:"location"`
+				Mirror   []struct {
+					Location string `toml:"location"`
+				} `toml:"mirror"`
+			} `toml:"registry"`
+		}
+		err := readFile(file, func(data []byte) error { return gotoml.Unmarshal(data, &t) })
+		if err != nil {
+			configs = append(configs, clientConfig{client: "podman and CRI-O", file: file, err: err})
+		}
+		for _, r := range t.Registry {
+			c := clientConfig{client: fmt.Sprintf("podman and CRI-O for %s", r.Prefix), file: file, here: isHost(r.Location, host)}
+			for _, m := range r.Mirror {
+				if isHost(m.Location, host) {
+					c.here = true
+				} else {
+					c.past = append(c.past, m.Location)
+				}
+			}
+			if !isHost(r.Location, host) {
+				c.past = append(c.past, r.Location)
+			}
+			configs = append(configs, c)
+		}
+	}
+	return configs
+}
