@@ -54,6 +54,9 @@ func (r repository) observe(ctx context.Context, tag string, q audit.Question) (
 	if err != nil {
 		return r.absent(ctx, tag, q, err)
 	}
+	if claim.MediaType == oci.DockerSchema1JWS {
+		claim.Digest = "" // it is not that of the bytes
+	}
 	switch claim.Digest {
 	case "": // an old registry: only the bytes tell
 		return r.get(ctx, tag, []string{http.MethodHead, http.MethodGet})
@@ -149,6 +152,9 @@ func (r repository) get(ctx context.Context, tag string, via []string) (audit.Ob
 	}
 	if err := r.check(m, tag); err != nil {
 		return audit.Observation{}, err
+	}
+	if m.Digest != "" && m.Digest == oci.SignedDigest(m.Body) {
+		m.Digest = "" // right, but not the digest by which content can be kept
 	}
 	dgst := digest.FromBytes(m.Body)
 	if m.Digest != "" {

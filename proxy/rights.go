@@ -200,23 +200,24 @@ const challengeFor = 5 * time.Minute
 // ping answers what clients ask first: whether they must log in. Where their
 // rights at the upstream count, it is upstream that says so.
 func (h *Handler) ping(w http.ResponseWriter, r *http.Request, p *Pull) error {
+	ns, hasNS, err := namespace(r.URL)
+	if err != nil {
+		return err
+	}
+	if p.Upstream, err = h.o.Table.Upstream(r.Host, ns, hasNS); err != nil {
+		return err
+	}
+	if hasNS {
+		w.Header().Set("OCI-Namespace", ns)
+	}
 	if h.rights != nil {
-		ns, hasNS, err := namespace(r.URL)
-		if err != nil {
-			return err
-		}
-		name, err := h.o.Table.Upstream(r.Host, ns, hasNS)
-		if err != nil {
-			return err
-		}
-		p.Upstream = name
-		if err := h.mayEnter(r, name); err != nil {
+		if err := h.mayEnter(r, p.Upstream); err != nil {
 			return err
 		}
 	}
 	w.Header().Set("Content-Type", "application/json")
 	p.begin()
-	_, err := w.Write([]byte("{}"))
+	_, err = w.Write([]byte("{}"))
 	return err
 }
 
