@@ -407,7 +407,7 @@ func (l *Ledger) askAbout(ctx context.Context, ref Ref, s State, epoch uint64, a
 		if len(events) == 0 && unchanged(s, next) {
 			return l.confirmedly(ref, next, epoch, policy, now, seen.Absent), nil
 		}
-	} else if s.Known() {
+	} else if s.Known() && seen.Change == nil {
 		seen.Change = l.compare(ctx, ref, s.Head, seen.Digest)
 	}
 	next, policy, err := l.advance(ctx, ref, s, func(p *Policy, r Record) (State, []Event, error) {

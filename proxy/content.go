@@ -101,8 +101,12 @@ func (c *Contents) consumed(ctx context.Context, repo repository, index *cache.M
 
 // Keep stores bytes of our own making as content, and returns their digest.
 func (c *Contents) Keep(ctx context.Context, body []byte) (digest.Digest, error) {
+	return keep(ctx, c.cache, body)
+}
+
+func keep(ctx context.Context, c *cache.Cache, body []byte) (digest.Digest, error) {
 	dgst := digest.FromBytes(body)
-	return dgst, c.cache.Ensure(ctx, dgst, given{"tidemark itself", body})
+	return dgst, c.Ensure(ctx, dgst, given{"tidemark itself", body})
 }
 
 // compareTime bounds what a move waits for its explanation. Whoever pulls waits
@@ -113,14 +117,23 @@ const compareTime = 5 * time.Second
 // soon: from what is here, and of the new image what clients who had the old one
 // will ask for next anyway. The diff is stored as content.
 func (c *Contents) Compare(ctx context.Context, ref audit.Ref, old, new digest.Digest) *audit.Comparison {
+	repo, err := c.repository(ref)
+	if err != nil {
+		return nil
+	}
+	return repo.compare(ctx, old, new)
+}
+
+// compare is Compare with the rights that the repository is asked with.
+func (r repository) compare(ctx context.Context, old, new digest.Digest) *audit.Comparison {
 	ctx, cancel := context.WithTimeout(ctx, compareTime)
 	defer cancel()
-	d, err := c.diff(ctx, ref, old, new, false)
+	d, err := r.diff(ctx, old, new, false)
 	if err != nil {
 		return nil
 	}
 	cmp := &audit.Comparison{Old: old, New: new, Class: audit.Class(d.Class), Signals: d.Signals}
-	if kept, err := c.Keep(ctx, d.Encode()); err == nil {
+	if kept, err := keep(ctx, r.cache, d.Encode()); err == nil {
 		t := d.Totals()
 		cmp.Diff = &audit.DiffRef{
 			Digest: kept, Size: int64(len(d.Encode())),
@@ -135,19 +148,19 @@ func (c *Contents) Compare(ctx context.Context, ref audit.Ref, old, new digest.D
 // Diff compares two digests of ref, and asks upstream for what is not here. That
 // is not kept: somebody looked at it, nobody pulled it.
 func (c *Contents) Diff(ctx context.Context, ref audit.Ref, old, new digest.Digest) (*diff.Diff, error) {
-	return c.diff(ctx, ref, old, new, true)
+	repo, err := c.repository(ref)
+	if err != nil {
+		// The upstream is not configured any more: what is here must do.
+		r := &reader{ctx: ctx, cache: c.cache}
+		return diff.Between(old, new, r.read)
+	}
+	return repo.diff(ctx, old, new, true)
 }
 
-func (c *Contents) diff(ctx context.Context, ref audit.Ref, old, new digest.Digest, ask bool) (*diff.Diff, error) {
-	repo, err := c.repository(ref)
-	if err != nil && ask {
-		ask = false
-	}
-	r := &reader{ctx: ctx, repo: repo, cache: c.cache, passing: ask, sources: make(map[digest.Digest]cache.Source)}
-	if err == nil {
-		r.expect(old, new, ask)
-	}
-	return diff.Between(old, new, r.read)
+func (r repository) diff(ctx context.Context, old, new digest.Digest, ask bool) (*diff.Diff, error) {
+	rd := &reader{ctx: ctx, repo: r, cache: r.cache, passing: ask, sources: make(map[digest.Digest]cache.Source)}
+	rd.expect(old, new, ask)
+	return diff.Between(old, new, rd.read)
 }
 
 // A reader reads what a comparison is about. It asks upstream only for what it

@@ -263,8 +263,7 @@ func (h *Handler) keepReferrers(ctx context.Context, key member, list []upstream
 	if err != nil || len(body) > oci.MaxManifest {
 		return
 	}
-	dgst := digest.FromBytes(body)
-	if h.o.Cache.Ensure(ctx, dgst, given{"tidemark itself", body}) == nil {
+	if dgst, err := keep(ctx, h.o.Cache, body); err == nil {
 		h.lists.put(key, dgst)
 	}
 }

@@ -42,6 +42,9 @@ func (r repository) ask(tag, trigger string) audit.Ask {
 	return func(ctx context.Context, q audit.Question) (audit.Observation, error) {
 		seen, err := r.observe(ctx, tag, q)
 		seen.Evidence.Trigger = trigger
+		if moved := err == nil && q.Known.Known() && seen.Absent == nil && seen.Digest != q.Known.Head; moved && r.upstream.Caller() != "" {
+			seen.Change = r.compare(ctx, q.Known.Head, seen.Digest) // what the client may see, the ledger may not
+		}
 		return seen, err
 	}
 }

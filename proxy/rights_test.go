@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"tidemark/audit"
 	"tidemark/proxy/upstream"
 	"tidemark/proxy/upstream/upstreamtest"
 )
@@ -298,5 +299,19 @@ func TestRightsWhileUpstreamIsSilent(t *testing.T) {
 		if a := v.as(who, "GET", "/v2/ghcr.io/"+acme+"/"+path); a.status != 502 || bytes.Contains(a.body, []byte(secret)) {
 			t.Errorf("%s as %q = %d %s, want upstream's trouble", path, who, a.status, a.body)
 		}
+	}
+}
+
+// A move of a private tag is explained from what the client that saw it may read.
+func TestMoveOfAPrivateTagIsExplained(t *testing.T) {
+	v := newVault(t, settings{})
+	v.pullAs(alice)
+	v.settled()
+	next := upstreamtest.NewImage(strings.Repeat(secret, 3000), secret+"3")
+	v.ghcr.PushPrivate(acme, "1", next, alice)
+	v.as(alice, "GET", "/v2/ghcr.io/"+acme+"/manifests/1")
+	entries, err := v.store.Events(t.Context(), audit.EventQuery{Type: audit.Moved})
+	if err != nil || len(entries) != 1 || !bytes.Contains(entries[0].Leaf, []byte(`"diff":{`)) || !bytes.Contains(entries[0].Leaf, []byte(`"identity":"client"`)) {
+		t.Fatalf("the ledger has %d moves, %v: %s; want one with its diff, seen by a client", len(entries), err, fmt.Sprint(entries))
 	}
 }

@@ -317,7 +317,9 @@ func TestChallengeOfARedirectIsNotTold(t *testing.T) {
 		w.Header().Set("Www-Authenticate", `Basic realm="give it to me"`)
 		w.WriteHeader(http.StatusUnauthorized)
 	})
-	here := newServer(t, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere.String(), http.StatusFound) })
+	here := newServer(t, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, elsewhere.String(), http.StatusFound)
+	})
 	for _, who := range []string{"", anna} {
 		if ue := refusal(t, head(t, open(upstream.Options{}, here).As(who), "app")); !ue.Nonsense || ue.Status != 0 || ue.Challenge != nil {
 			t.Errorf("as %q: %+v, want nonsense without a challenge", who, ue)
