@@ -143,6 +143,9 @@ func parseRange(r *http.Request) (*byteRange, error) {
 		}
 		*side.n = int64(n)
 	}
+	if b.first >= 0 && b.last >= 0 && b.last < b.first { // of no content; the conformance suite of the specification has it so
+		return nil, &oci.Error{Status: http.StatusRequestedRangeNotSatisfiable, Code: oci.Unsupported, Message: fmt.Sprintf("Range %.100q ends before it begins", v)}
+	}
 	return b, nil
 }
 
@@ -157,7 +160,7 @@ func (b *byteRange) of(size int64) (off, n int64, ok bool) {
 		n = min(b.last, size)
 		return size - n, n, n > 0
 	}
-	if b.first >= size || b.last >= 0 && b.last < b.first {
+	if b.first >= size {
 		return 0, 0, false
 	}
 	last := size - 1

@@ -697,7 +697,8 @@ func TestPushThatTheClientBreaksOffIsItsOwnTrouble(t *testing.T) {
 		pr, pw := io.Pipe()
 		go func() {
 			_, _ = pw.Write([]byte("half"))
-			leave()
+			leave() // and the server has no more of the body
+			pw.CloseWithError(context.Canceled)
 		}()
 		if _, err := hub.As(anna).Push(ctx, &upstream.Pushed{Method: "PATCH", Path: "/v2/app/blobs/uploads/1", Body: pr, Length: -1}); err == nil {
 			t.Fatal("half a layer was sent")
