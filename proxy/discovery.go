@@ -161,7 +161,9 @@ func writeList(w http.ResponseWriter, r *http.Request, p *Pull, mediaType string
 	head := w.Header()
 	head.Set("Content-Type", mediaType)
 	head.Set("Content-Length", strconv.Itoa(len(body)))
-	p.begin()
+	if err := p.begin(); err != nil {
+		return err
+	}
 	if r.Method == http.MethodHead {
 		return nil
 	}
@@ -239,7 +241,7 @@ func (h *Handler) referrersOf(ctx context.Context, repo repository, subject dige
 	wait, cancel := h.waiting(ctx)
 	defer cancel()
 	list, err := repo.upstream.Referrers(wait, repo.Repository, subject)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, upstream.ErrOffline) {
 		list, err = h.referrersByTag(wait, repo, subject)
 	}
 	if err != nil {

@@ -82,13 +82,16 @@ type Pull struct {
 	Err      error  // why it was refused or given up
 
 	begun bool        // a status was sent: an error can only abort
-	late  *time.Timer // gives up on a pull that has not begun
+	late  *time.Timer // gives up on a pull that has not begun; nil if it may take its time
 }
 
-// begin notes that a status is about to be sent.
-func (p *Pull) begin() {
+// begin notes that a status is about to be sent, unless it is too late for that.
+func (p *Pull) begin() error {
+	if p.late != nil && !p.late.Stop() {
+		return errLate
+	}
 	p.begun = true
-	p.late.Stop()
+	return nil
 }
 
 // A Handler is the registry: the /v2 API of every upstream.
@@ -129,8 +132,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	var p Pull
-	p.late = time.AfterFunc(h.o.Patience, func() { cancel(errLate) })
-	defer p.late.Stop()
+	late := time.AfterFunc(h.o.Patience, func() { cancel(errLate) })
+	defer late.Stop()
+	p.late = late
 	p.Err = h.serve(w, r.WithContext(ctx), &p)
 	if p.Err != nil && !p.begun && r.Context().Err() == nil {
 		refuse(w, p)
@@ -231,8 +235,10 @@ func (h *Handler) manifest(w http.ResponseWriter, r *http.Request, repo reposito
 		m, outcome, ans, err = h.resolved(ctx, repo, req.Tag)
 		dgst, p.Digest = ans.Served, ans.Served
 	} else {
-		if r.Method == http.MethodHead && h.asksFirst(repo, dgst) {
-			return h.headManifest(w, r, repo, dgst, p)
+		if here, asks := h.asksFirst(repo, dgst); asks && r.Method == http.MethodHead {
+			if err := h.headManifest(w, r, repo, dgst, p); err == nil || !here || !silent(err) {
+				return err
+			}
 		}
 		m, outcome, err = h.o.Cache.Manifest(ctx, dgst, repo.manifest(dgst))
 	}
@@ -259,7 +265,9 @@ func (h *Handler) manifest(w http.ResponseWriter, r *http.Request, repo reposito
 		head["Cache-Status"] = contentStatus(outcome)
 		p.Source = outcome.String()
 	}
-	p.begin()
+	if err := p.begin(); err != nil {
+		return err
+	}
 	if notModified(w, r, dgst) || r.Method == http.MethodHead {
 		return nil
 	}
@@ -302,9 +310,9 @@ func (h *Handler) waiting(ctx context.Context) (context.Context, context.CancelF
 
 // asksFirst tells whether a HEAD for content is upstream's to answer: it is not
 // here, or somebody may want to know whether it must be pushed.
-func (h *Handler) asksFirst(repo repository, dgst digest.Digest) bool {
-	_, here := h.o.Cache.Stat(dgst)
-	return !here || h.o.Push && !repo.upstream.IsOffline()
+func (h *Handler) asksFirst(repo repository, dgst digest.Digest) (here, asks bool) {
+	_, here = h.o.Cache.Stat(dgst)
+	return here, !here || h.o.Push && !repo.upstream.IsOffline()
 }
 
 // headManifest answers a HEAD for a manifest that is not here without
@@ -318,7 +326,9 @@ func (h *Handler) headManifest(w http.ResponseWriter, r *http.Request, repo repo
 	w.Header()["Cache-Control"] = immutable
 	w.Header()["Cache-Status"] = asked
 	p.Source = cache.Pass.String()
-	p.begin()
+	if err := p.begin(); err != nil {
+		return err
+	}
 	notModified(w, r, dgst)
 	return nil
 }
@@ -360,7 +370,9 @@ func (h *Handler) blob(w http.ResponseWriter, r *http.Request, repo repository, 
 	p.Source = b.Outcome.String()
 	describeContent(w.Header(), req.Digest, octets[0], n)
 	w.Header()["Cache-Status"] = contentStatus(b.Outcome)
-	p.begin()
+	if err := p.begin(); err != nil {
+		return err
+	}
 	w.WriteHeader(status)
 	_, err = section.WriteTo(w)
 	p.Source = b.Outcome.String() // it may have changed half-way
@@ -370,10 +382,10 @@ func (h *Handler) blob(w http.ResponseWriter, r *http.Request, repo repository, 
 // headBlob answers with the size of a blob, which upstream is asked for with a
 // HEAD when it is not here.
 func (h *Handler) headBlob(w http.ResponseWriter, r *http.Request, repo repository, dgst digest.Digest, p *Pull) error {
-	size, here := h.o.Cache.Stat(dgst)
+	size, _ := h.o.Cache.Stat(dgst)
 	p.Source = cache.Hit.String()
 	w.Header()["Cache-Status"] = contentStatus(cache.Hit)
-	if h.asksFirst(repo, dgst) {
+	if here, asks := h.asksFirst(repo, dgst); asks {
 		told, err := repo.upstream.HeadBlob(r.Context(), repo.Repository, dgst)
 		switch {
 		case err == nil:
@@ -385,7 +397,9 @@ func (h *Handler) headBlob(w http.ResponseWriter, r *http.Request, repo reposito
 		}
 	}
 	describeContent(w.Header(), dgst, octets[0], size)
-	p.begin()
+	if err := p.begin(); err != nil {
+		return err
+	}
 	notModified(w, r, dgst)
 	return nil
 }

@@ -24,7 +24,8 @@ func (h *Handler) push(w http.ResponseWriter, r *http.Request, repo repository, 
 	if !h.o.Push {
 		return &oci.Error{Status: http.StatusMethodNotAllowed, Code: oci.Unsupported, Message: "tidemark is a mirror and takes no pushes; push to " + repo.Upstream + " itself, or set registry.push: pass"}
 	}
-	p.late.Stop() // sending takes the time it takes
+	p.late.Stop()
+	p.late = nil // sending takes the time it takes
 	client := repo.upstream.As(r.Header.Get("Authorization"))
 	out, err := h.outgoing(r, repo)
 	if err != nil {
@@ -52,7 +53,9 @@ func (h *Handler) push(w http.ResponseWriter, r *http.Request, repo repository, 
 		}
 		head.Set("Location", loc)
 	}
-	p.begin()
+	if err := p.begin(); err != nil {
+		return err
+	}
 	w.WriteHeader(resp.StatusCode)
 	_, err = io.Copy(w, io.LimitReader(resp.Body, maxPushAnswer))
 	return err

@@ -216,7 +216,9 @@ func (h *Handler) ping(w http.ResponseWriter, r *http.Request, p *Pull) error {
 		}
 	}
 	w.Header().Set("Content-Type", "application/json")
-	p.begin()
+	if err := p.begin(); err != nil {
+		return err
+	}
 	_, err = w.Write([]byte("{}"))
 	return err
 }
