@@ -123,6 +123,10 @@ func TestWhoHasNoRightsGetsNothing(t *testing.T) {
 			v.ghcr.PushManifest("acme/public", "1", upstreamtest.NewImage("public").Manifest)
 			v.hub.PushManifest("library/app", "1", upstreamtest.NewImage("public").Manifest)
 			states[state](v)
+			// Whoever may read a repository of her own is no stranger there.
+			if a := v.as(mallory, "GET", "/v2/ghcr.io/"+evil+"/manifests/1"); a.status != 200 {
+				t.Fatalf("mallory does not get her own: %d %s", a.status, a.body)
+			}
 			for _, path := range v.routes() {
 				for _, look := range looks {
 					name := fmt.Sprintf("%s %s %v as %q", look.method, path, look.headers, who)
@@ -270,6 +274,11 @@ func TestForeignRealmIsNotRelayed(t *testing.T) {
 // both wait for, nor what upstream was said to have lately not.
 func TestRefusalOfOneIsNotOfAnother(t *testing.T) {
 	v := newVault(t, settings{})
+	for _, path := range []string{"manifests/1", "blobs/" + v.img.Layers[0].Digest.String()} {
+		if a := v.as(nobody, "GET", "/v2/ghcr.io/"+acme+"/"+path); a.status != 401 {
+			t.Fatalf("nobody gets %d for %s", a.status, path)
+		}
+	}
 	v.ghcr.Break(upstreamtest.Fault{Name: upstreamtest.Status, Path: "/manifests/1", At: 404, Times: 1})
 	if a := v.as(mallory, "GET", "/v2/ghcr.io/"+acme+"/manifests/1"); a.status != 404 {
 		t.Fatalf("mallory gets %d", a.status)
