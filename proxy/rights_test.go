@@ -119,7 +119,7 @@ func TestWhoHasNoRightsGetsNothing(t *testing.T) {
 	got := make(map[string]told)
 	for _, state := range []string{"cold", "cached", "arriving"} {
 		for _, who := range []string{nobody, mallory} {
-			v := newVault(t, settings{silence: 5 * time.Second})
+			v := newVault(t, settings{silence: 5 * time.Second, ttl: time.Hour})
 			v.ghcr.PushManifest("acme/public", "1", upstreamtest.NewImage("public").Manifest)
 			v.hub.PushManifest("library/app", "1", upstreamtest.NewImage("public").Manifest)
 			states[state](v)
@@ -303,10 +303,13 @@ func TestRightsWhileUpstreamIsSilent(t *testing.T) {
 	v.settled()
 	v.ghcr.Break(upstreamtest.Fault{Name: upstreamtest.Status, At: 503})
 	v.pullAs(alice)
-	layer := digest.FromString(v.img.Layers[0].Digest.String()) // never seen
-	for who, path := range map[string]string{nobody: "manifests/1", mallory: "blobs/" + v.img.Layers[0].Digest.String(), alice: "blobs/" + layer.String()} {
-		if a := v.as(who, "GET", "/v2/ghcr.io/"+acme+"/"+path); a.status != 502 || bytes.Contains(a.body, []byte(secret)) {
-			t.Errorf("%s as %q = %d %s, want upstream's trouble", path, who, a.status, a.body)
+	never := "blobs/" + digest.FromString("never seen").String()
+	all := []string{"manifests/1", "blobs/" + v.img.Layers[0].Digest.String(), "tags/list", "referrers/" + v.img.Manifest.Digest.String(), never}
+	for who, paths := range map[string][]string{nobody: all, mallory: all, alice: {never}} {
+		for _, path := range paths {
+			if a := v.as(who, "GET", "/v2/ghcr.io/"+acme+"/"+path); a.status != 502 || bytes.Contains(a.body, []byte(secret)) {
+				t.Errorf("%s as %q = %d %s, want upstream's trouble", path, who, a.status, a.body)
+			}
 		}
 	}
 }
