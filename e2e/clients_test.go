@@ -2,17 +2,22 @@ package e2e
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"tidemark/proxy/upstream/upstreamtest"
 )
 
 // A site is tidemark in front of two real registries, docker.io and ghcr.io, with
@@ -125,33 +130,78 @@ func TestDockerReachesEveryRegistryThroughTheProxy(t *testing.T) {
 	}
 }
 
-// containerd pulls from two registries under their own names, set up by tidemark
-// setup, twice, the second time with both gone.
-func TestContainerdPullsThroughTidemark(t *testing.T) {
-	containerd, ctr := need(t, "containerd"), need(t, "ctr")
+// A containerd is one of the story's own.
+type containerd struct {
+	t         *testing.T
+	ctr, sock string
+}
+
+func startContainerd(t *testing.T) *containerd {
+	t.Helper()
+	program, ctr := need(t, "containerd"), need(t, "ctr")
 	if os.Geteuid() != 0 {
 		skip(t, "containerd needs root")
 	}
+	dir := shortDir(t)
+	conf := filepath.Join(dir, "config.toml")
+	text := "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n"
+	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c := &containerd{t, ctr, filepath.Join(dir, "s")}
+	process(t, func() bool { return exec.Command(ctr, "--address", c.sock, "version").Run() == nil },
+		program, "--config", conf, "--root", filepath.Join(dir, "root"), "--state", filepath.Join(dir, "state"), "--address", c.sock)
+	return c
+}
+
+// pull pulls with the files that tidemark setup wrote below root.
+func (c *containerd) pull(root, ref string) (string, error) {
+	out, err := exec.Command(c.ctr, "--address", c.sock, "images", "pull", "--snapshotter", "native", "--hosts-dir", filepath.Join(root, "etc/containerd/certs.d"), ref).CombinedOutput()
+	return string(out), err
+}
+
+// containerd pulls from two registries under their own names, set up by tidemark
+// setup, twice, the second time with both gone.
+func TestContainerdPullsThroughTidemark(t *testing.T) {
+	need(t, "containerd")
 	s := newSite(t, "")
 	for _, variant := range [][]string{nil, {"--no-fallback"}} {
 		root := s.setUp(append([]string{"containerd"}, variant...)...)
-		dir := shortDir(t)
-		conf := filepath.Join(dir, "config.toml")
-		text := "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n"
-		if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		sock := filepath.Join(dir, "s")
-		process(t, func() bool { return exec.Command(ctr, "--address", sock, "version").Run() == nil },
-			containerd, "--config", conf, "--root", filepath.Join(dir, "root"), "--state", filepath.Join(dir, "state"), "--address", sock)
+		c := startContainerd(t)
 		for i, ref := range s.images {
-			command(t, nil, ctr, "--address", sock, "images", "pull", "--snapshotter", "native", "--hosts-dir", filepath.Join(root, "etc/containerd/certs.d"), ref)
-			if out := command(t, nil, ctr, "--address", sock, "images", "list"); !strings.Contains(out, s.digests[i]) {
+			if out, err := c.pull(root, ref); err != nil {
+				t.Fatalf("ctr pull %s: %v\n%s", ref, err, out)
+			}
+			if out := command(t, nil, c.ctr, "--address", c.sock, "images", "list"); !strings.Contains(out, s.digests[i]) {
 				t.Errorf("ctr has\n%s\nwant %s of %s", out, s.digests[i], ref)
 			}
 		}
 		s.wentThrough()
 		s.gone()
+	}
+}
+
+// A client whose mirror is down goes to the registry itself within seconds, unless
+// it was set up to go to nobody else; and doctor tells the one from the other.
+func TestClientsWhoseMirrorIsDown(t *testing.T) {
+	c := startContainerd(t)
+	s := newSite(t, "")
+	open, closed := s.setUp("containerd"), s.setUp("containerd", "--no-fallback")
+	for root, want := range map[string]string{open: "does not answer or says 404", closed: "comes here, and to nobody else"} {
+		if out, _ := s.run("doctor", "--root", root); !strings.Contains(out, want) || !strings.Contains(out, "containerd for ghcr.io") {
+			t.Errorf("doctor says\n%s\nwant %q of containerd", out, want)
+		}
+	}
+	s.stop()
+	began := time.Now()
+	out, err := c.pull(open, s.images[1])
+	if took := time.Since(began); err != nil || took > 5*time.Second {
+		t.Errorf("with a way around, the pull took %v: %v\n%s", took, err, out)
+	}
+	began = time.Now()
+	out, err = c.pull(closed, s.images[0])
+	if took := time.Since(began); err == nil || took > 5*time.Second {
+		t.Errorf("without one it took %v: %v\n%s\nwant it refused", took, err, out)
 	}
 }
 
@@ -308,5 +358,86 @@ func TestPrivateRegistryStaysPrivate(t *testing.T) {
 				t.Errorf("GET /v2/ without credentials = %d %v, want a challenge", resp.StatusCode, resp.Header)
 			}
 		})
+	}
+}
+
+// load puts an image into a scripted upstream.
+func load(t *testing.T, up *upstreamtest.Registry, repo, tag string, img v1.Image) string {
+	t.Helper()
+	raw, err := img.RawManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mediaType, err := img.MediaType()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := img.RawConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	up.PushBlobs(upstreamtest.NewContent("", config))
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range layers {
+		rc, err := l.Compressed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(rc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		up.PushBlobs(upstreamtest.NewContent("", body))
+	}
+	m := upstreamtest.NewContent(string(mediaType), raw)
+	up.PushManifest(repo, tag, m)
+	return m.Digest.String()
+}
+
+// A Docker daemon behind the proxy logs in to the registry itself, with a token of
+// the registry's own realm, and pulls; whoever has not logged in does not get what
+// is cached by then.
+func TestDockerPullsWithRightsOfItsOwn(t *testing.T) {
+	up := upstreamtest.New()
+	t.Cleanup(up.Close)
+	up.RequireToken("alice", "s3cret", time.Minute)
+	digest := load(t, up, "org/app", "1", image(t, empty.Image, 2))
+	addr, data := freeAddr(t), filepath.Join(t.TempDir(), "data")
+	s := serve(t, fmt.Sprintf(`data: %s
+registry: {listen: "127.0.0.1:0", auth: {mode: passthrough}, intercept: {listen: "%s"}}
+admin: {listen: "127.0.0.1:0"}
+default_upstream: ghcr.io
+upstreams:
+  ghcr.io: {endpoints: ["%s"]}
+`, data, addr, up.URL()))
+	d := startDocker(t, "{}", "HTTPS_PROXY=http://"+addr, "SSL_CERT_FILE="+filepath.Join(data, "tls", "intercept-ca.crt"))
+	run := func(home string, args ...string) (string, error) {
+		cmd := d.command(args...)
+		cmd.Env = append(os.Environ(), "DOCKER_CONFIG="+home)
+		cmd.Stdin = strings.NewReader("s3cret")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	alice, nobody := t.TempDir(), t.TempDir()
+	if out, err := run(alice, "login", "--username", "alice", "--password-stdin", "ghcr.io"); err != nil {
+		t.Fatalf("docker login: %v\n%s", err, out)
+	}
+	for range 2 {
+		if out, err := run(alice, "pull", "ghcr.io/org/app:1"); err != nil || !strings.Contains(out, digest) {
+			t.Fatalf("docker pull by who has logged in: %v\n%s", err, out)
+		}
+		d.run("rmi", "ghcr.io/org/app:1")
+		if out, err := run(nobody, "pull", "ghcr.io/org/app:1"); err == nil || !strings.Contains(out, "unauthorized") && !strings.Contains(out, "denied") {
+			t.Errorf("docker pull by who has not: %v\n%s\nwant it refused", err, out)
+		}
+	}
+	if n := up.Count("GET", "/blobs/"); n != 3 {
+		t.Errorf("upstream was asked for %d blobs, want 3, each once", n)
+	}
+	if strings.Contains(s.log.String(), "s3cret") || strings.Contains(s.log.String(), "token-") {
+		t.Error("a secret is in the log")
 	}
 }

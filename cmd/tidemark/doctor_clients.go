@@ -122,16 +122,20 @@ func containerdConfigs(root, host string, _ admin.RegistryStatus) []clientConfig
 		c := clientConfig{client: "containerd for " + filepath.Base(filepath.Dir(file)), file: file}
 		c.err = readFile(file, func(data []byte) error {
 			var t struct {
-				Server string                    `toml:"server"`
-				Host   map[string]map[string]any `toml:"host"`
+				Server string `toml:"server"`
+				Host   map[string]struct {
+					Capabilities []string `toml:"capabilities"`
+				} `toml:"host"`
 			}
 			if err := gotoml.Unmarshal(data, &t); err != nil {
 				return err
 			}
-			for h := range t.Host {
-				if isHost(h, host) {
+			for h, is := range t.Host {
+				pulls := is.Capabilities == nil || slices.Contains(is.Capabilities, "pull") || slices.Contains(is.Capabilities, "resolve")
+				switch {
+				case isHost(h, host):
 					c.here = true
-				} else {
+				case pulls:
 					c.past = append(c.past, h)
 				}
 			}
