@@ -92,7 +92,7 @@ func upstreamError(p Pull, ue *upstream.Error) *oci.Error {
 		e.Status, e.Code = http.StatusNotFound, unknown[p.Kind]
 	case ue.Status == http.StatusTooManyRequests:
 		e.Status, e.Code = http.StatusTooManyRequests, oci.TooManyRequests
-	case ue.Status != 0, ue.Nonsense:
+	case ue.Status != 0, ue.Nonsense, ue.Ours:
 		e.Status, e.Code = http.StatusBadGateway, oci.Unknown
 	default:
 		e.Status, e.Code = http.StatusGatewayTimeout, oci.Unavailable
@@ -107,5 +107,5 @@ func silent(err error) bool {
 	if !errors.As(err, &ue) {
 		return errors.Is(err, context.DeadlineExceeded)
 	}
-	return ue.Nonsense || ue.Status == 0 || ue.Status == http.StatusTooManyRequests || ue.Status >= 500
+	return ue.Nonsense || ue.Ours || ue.Status == 0 || ue.Status == http.StatusTooManyRequests || ue.Status >= 500
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"unicode"
 )
 
 // As is the upstream asked with the rights of a client that sends this
@@ -77,7 +78,7 @@ func (t *authTransport) relayed(resp *http.Response) ([]string, error) {
 		var params []string
 		for _, k := range []string{"realm", "service", "scope", "error"} {
 			v := bearer[k]
-			if strings.ContainsAny(v, `"\\`) {
+			if strings.ContainsAny(v, `"\\`) || strings.ContainsFunc(v, unicode.IsControl) {
 				return nil, &Error{Nonsense: true, Err: errors.New("a challenge that can be read in more than one way")}
 			}
 			if v != "" {

@@ -218,7 +218,7 @@ func (t *authTransport) fetchToken(req *http.Request, challenge map[string]strin
 		// It is everybody's: the one who asked first may leave.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(req.Context()), tokenTimeout)
 		defer cancel()
-		tok, err := t.askRealm(ctx, realm, challenge["service"], to.scope)
+		tok, err := t.tokenFor(ctx, realm, challenge["service"], to.scope)
 		if err != nil {
 			var told *Error
 			if errors.As(err, &told) && (told.Status == http.StatusUnauthorized || told.Status == http.StatusForbidden) {
@@ -277,13 +277,29 @@ const (
 	defaultToken = 60 * time.Second // validity when the response does not tell
 )
 
-// askRealm requests a token as distribution's token specification says: with GET
-// and a password, or with POST and an identity token (its OAuth 2 form).
-func (t *authTransport) askRealm(ctx context.Context, realm *url.URL, service, scope string) (token, error) {
+// tokenFor gets a token with the credential of now. One that the realm refuses may
+// have run out: it is asked for anew, once.
+func (t *authTransport) tokenFor(ctx context.Context, realm *url.URL, service, scope string) (token, error) {
 	cred, err := t.keys.get(ctx)
 	if err != nil {
 		return token{}, err
 	}
+	tok, err := t.askRealm(ctx, realm, service, scope, cred)
+	var told *Error
+	if !errors.As(err, &told) || told.Status != http.StatusUnauthorized {
+		return tok, err
+	}
+	t.keys.drop(cred)
+	again, kerr := t.keys.get(ctx)
+	if kerr != nil || again == cred {
+		return tok, err
+	}
+	return t.askRealm(ctx, realm, service, scope, again)
+}
+
+// askRealm requests a token as distribution's token specification says: with GET
+// and a password, or with POST and an identity token (its OAuth 2 form).
+func (t *authTransport) askRealm(ctx context.Context, realm *url.URL, service, scope string, cred Credential) (token, error) {
 	req, err := tokenRequest(ctx, *realm, service, scope, cred)
 	if err != nil {
 		return token{}, err

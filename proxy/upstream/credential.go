@@ -7,9 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
+	"maps"
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -88,18 +91,13 @@ func readDockerConfig(path string) (*dockerConfig, error) {
 
 // find returns the credential of a host, zero if there is none.
 func (c *dockerConfig) find(ctx context.Context, host string) (Credential, error) {
-	server, inline := host, false
-	for key := range c.Auths {
-		if hostname(key) == host {
-			server, inline = key, true // helpers know it under the name that the login had
-			break
-		}
+	server, inline := keyOf(maps.Keys(c.Auths), host) // helpers know it under the name that the login had
+	if !inline {
+		server = host
 	}
 	helper := c.CredsStore
-	for key, name := range c.CredHelpers {
-		if hostname(key) == host {
-			server, helper = key, name
-		}
+	if key, ok := keyOf(maps.Keys(c.CredHelpers), host); ok {
+		server, helper = key, c.CredHelpers[key]
 	}
 	if helper != "" {
 		return askHelper(ctx, helper, server)
@@ -120,6 +118,19 @@ func (c *dockerConfig) find(ctx context.Context, host string) (Credential, error
 	return cred, nil
 }
 
+// keyOf is the key that is for a host: the host itself before addresses of it.
+func keyOf(keys iter.Seq[string], host string) (key string, ok bool) {
+	for _, k := range slices.Sorted(keys) {
+		if k == host {
+			return k, true
+		}
+		if !ok && hostname(k) == host {
+			key, ok = k, true
+		}
+	}
+	return key, ok
+}
+
 // hostname is the host of a key of config.json, which may be an address.
 func hostname(key string) string {
 	key = strings.TrimPrefix(strings.TrimPrefix(key, "https://"), "http://")
@@ -136,31 +147,62 @@ func askHelper(ctx context.Context, name, server string) (Credential, error) {
 		return Credential{}, fmt.Errorf("%.50q is not the name of a credential helper", name)
 	}
 	program := "docker-credential-" + name
-	got, err := client.Get(func(args ...string) client.Program {
-		return &helper{Cmd: exec.CommandContext(ctx, program, args...)}
-	}, server)
+	cmd := exec.CommandContext(ctx, program, credentials.ActionGet)
+	cmd.WaitDelay = helperGrace
+	h := &helper{Cmd: cmd}
+	got, err := client.Get(func(...string) client.Program { return h }, server)
 	switch {
 	case credentials.IsErrCredentialsNotFound(err):
 		return Credential{}, nil
 	case err != nil && ctx.Err() != nil:
 		return Credential{}, fmt.Errorf("%s: %w", program, context.Cause(ctx))
-	case err != nil && strings.Contains(err.Error(), "Secret"):
-		return Credential{}, fmt.Errorf("%s failed", program) // it said more than it should
+	case err != nil && h.err != nil:
+		return Credential{}, fmt.Errorf("%s get: %w: %s", program, h.err, h.says(server))
 	case err != nil:
-		return Credential{}, fmt.Errorf("%s: %w", program, err)
+		return Credential{}, fmt.Errorf("%s get: its answer is no credential", program)
 	case got.Username == tokenUser:
 		return Credential{IdentityToken: got.Secret}, nil
 	}
 	return Credential{Username: got.Username, Password: got.Secret}, nil
 }
 
+// helperGrace is for what a helper that is ended has started itself.
+const helperGrace = 100 * time.Millisecond
+
 // tokenUser is the user by which helpers say that the secret is an identity token.
 const tokenUser = "<token>"
 
 // helper is a client.Program that ends with its context.
-type helper struct{ *exec.Cmd }
+type helper struct {
+	*exec.Cmd
+	out []byte // what it said
+	err error  // of running it
+}
 
 func (h *helper) Input(r io.Reader) { h.Stdin = r }
+
+func (h *helper) Output() ([]byte, error) {
+	h.out, h.err = h.Cmd.Output()
+	return h.out, h.err
+}
+
+// maybeSecret is what a helper says that is not to be repeated.
+var maybeSecret = regexp.MustCompile(`(?i)^\s*\{|secret|passw|token|auth`)
+
+// maxHelperWords bounds what is repeated of a helper in bytes.
+const maxHelperWords = 300
+
+// says is why a helper failed, in its own words unless these may be a secret.
+func (h *helper) says(server string) string {
+	words := strings.TrimSpace(string(h.out))
+	switch {
+	case words == "" || maybeSecret.MatchString(words):
+		return "to see what it says: echo " + server + " | " + h.Path + " get"
+	case len(words) > maxHelperWords:
+		return words[:maxHelperWords] + "…"
+	}
+	return words
+}
 
 // A keyring keeps what credentials said, and asks them again when it is old or
 // was refused.
@@ -203,7 +245,10 @@ func (k *keyring) get(ctx context.Context) (Credential, error) {
 	})
 	select {
 	case r := <-result:
-		return r.Val.(Credential), r.Err
+		if r.Err != nil {
+			return Credential{}, &Error{Ours: true, Err: r.Err}
+		}
+		return r.Val.(Credential), nil
 	case <-ctx.Done():
 		return Credential{}, context.Cause(ctx)
 	}

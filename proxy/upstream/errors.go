@@ -25,6 +25,7 @@ type Error struct {
 	Message    string        // upstream's own words, shortened
 	RetryAfter time.Duration // as upstream asked for it with 429 or 503, 0 if it did not
 	Nonsense   bool          // upstream answered, but with something that no registry should send
+	Ours       bool          // upstream was not asked: there is trouble with the configured credentials
 	Remembered bool          // the answer is one that upstream gave before, to somebody else
 	Err        error         // the cause, when it is not upstream's status
 
@@ -65,7 +66,7 @@ func (e *Error) Condition() string {
 		return ""
 	case e.Status == http.StatusUnauthorized, e.Status == http.StatusForbidden:
 		return "upstream.access_lost"
-	case e.Status == 0 && !e.Nonsense, e.Status == http.StatusTooManyRequests, e.Status >= http.StatusInternalServerError:
+	case e.Status == 0 && !e.Nonsense && !e.Ours, e.Status == http.StatusTooManyRequests, e.Status >= http.StatusInternalServerError:
 		return "upstream.degraded"
 	}
 	return ""
@@ -83,7 +84,7 @@ func (e *Error) isRefusal() bool {
 
 // worthAnotherEndpoint tells trouble of one endpoint from an answer.
 func (e *Error) worthAnotherEndpoint() bool {
-	return !e.Nonsense && (e.Status == 0 || e.Status == http.StatusTooManyRequests || e.Status >= 500)
+	return !e.Nonsense && !e.Ours && (e.Status == 0 || e.Status == http.StatusTooManyRequests || e.Status >= 500)
 }
 
 // nonsense reports an answer that cannot be believed.
@@ -104,6 +105,10 @@ func (u *Upstream) refusal(resp *http.Response, op string) *Error {
 	if u.caller != "" && resp.StatusCode == http.StatusUnauthorized {
 		challenge, err := u.auth.relayed(resp)
 		if err != nil {
+			var told *Error
+			if errors.As(err, &told) {
+				err = told.Err
+			}
 			e.Status, e.Nonsense, e.Err = 0, true, err
 			return e
 		}
