@@ -1,14 +1,14 @@
 package front
 
 import (
-	"bufio"
-	"bytes"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -27,6 +27,7 @@ type Htpasswd struct {
 
 	mu      sync.Mutex
 	users   map[string][]byte // bcrypt hashes
+	anyone  []byte            // one of them
 	stamp   time.Time         // modification time of what users was read from
 	looked  time.Time
 	checked map[string][sha256.Size]byte // passwords that matched, by user, hashed
@@ -57,16 +58,24 @@ func (h *Htpasswd) load() error {
 		return fmt.Errorf("htpasswd %s: %w", h.path, err)
 	}
 	h.users, h.stamp = users, info.ModTime()
+	h.anyone = users[slices.Min(slices.Collect(maps.Keys(users)))]
 	h.checked = make(map[string][sha256.Size]byte)
 	return nil
 }
+
+const (
+	bcryptLen   = 60 // bytes of a hash
+	passwordLen = 72 // bytes of a password that bcrypt looks at: longer ones would match in part
+)
 
 // parseHtpasswd reads lines of user:hash. What it refuses it does not repeat: a
 // line may be a password in the wrong place.
 func parseHtpasswd(data []byte) (map[string][]byte, error) {
 	users := make(map[string][]byte)
-	for n, lines := 1, bufio.NewScanner(bytes.NewReader(data)); lines.Scan(); n++ {
-		line := strings.TrimSpace(lines.Text())
+	n := 0
+	for text := range strings.Lines(string(data)) {
+		n++
+		line := strings.TrimSpace(text)
 		if line == "" || line[0] == '#' {
 			continue
 		}
@@ -74,7 +83,7 @@ func parseHtpasswd(data []byte) (map[string][]byte, error) {
 		if !ok || user == "" {
 			return nil, fmt.Errorf("line %d is not user:hash", n)
 		}
-		if _, err := bcrypt.Cost([]byte(hash)); err != nil {
+		if _, err := bcrypt.Cost([]byte(hash)); err != nil || len(hash) != bcryptLen {
 			return nil, fmt.Errorf("line %d: the hash of %.100q is not bcrypt; make it with htpasswd -B", n, user)
 		}
 		if _, twice := users[user]; twice {
@@ -88,28 +97,27 @@ func parseHtpasswd(data []byte) (map[string][]byte, error) {
 	return users, nil
 }
 
-// stranger is what the password of a user who does not exist is compared with, so
-// that it takes the time that a wrong password takes.
-var stranger = []byte("$2y$10$5yq8E0jVUZrPFDzRBjxxFe3tIrUGfZeH8NRcvmJrLbBVZPQ8XKoBe")
-
 // Allows tells whether a user has this password. bcrypt takes a while, on purpose,
 // and a pull has many requests: what matched is remembered, hashed, until the file
 // changes.
 func (h *Htpasswd) Allows(user, password string) bool {
+	if len(password) > passwordLen {
+		return false
+	}
 	m := hmac.New(sha256.New, h.key[:])
 	m.Write([]byte(password))
 	sum := [sha256.Size]byte(m.Sum(nil))
 	h.mu.Lock()
 	h.follow()
 	hash, known := h.users[user]
+	if !known {
+		hash = h.anyone // so that it takes the time that a wrong password takes
+	}
 	was, ok := h.checked[user]
 	stamp := h.stamp
 	h.mu.Unlock()
 	if ok && hmac.Equal(was[:], sum[:]) {
 		return true
-	}
-	if !known {
-		hash = stranger
 	}
 	if bcrypt.CompareHashAndPassword(hash, []byte(password)) != nil || !known {
 		return false
