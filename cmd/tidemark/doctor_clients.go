@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/goccy/go-yaml"
 	gotoml "github.com/pelletier/go-toml/v2"
 
 	"tidemark/proxy/admin"
@@ -34,7 +36,7 @@ func clientFindings(root, registry string, r admin.RegistryStatus) []finding {
 	}
 	var configs []clientConfig
 	for _, look := range []func(root, host string, r admin.RegistryStatus) []clientConfig{
-		dockerConfigs, containerdConfigs, containersConfigs,
+		dockerConfigs, containerdConfigs, containersConfigs, buildkitConfigs, k3sConfigs,
 	} {
 		configs = append(configs, look(root, u.Host, r)...)
 	}
@@ -83,7 +85,7 @@ func dockerConfigs(root, host string, r admin.RegistryStatus) []clientConfig {
 			return err
 		}
 		daemon.here = slices.ContainsFunc(c.Mirrors, func(m string) bool { return isHost(m, host) })
-		daemon.past = []string{"Docker Hub"} // always; and to it alone for other registries
+		daemon.past = []string{"Docker Hub"} // always
 		return nil
 	})
 	configs := []clientConfig{daemon}
@@ -114,45 +116,52 @@ func portOf(addr string) string {
 	return addr[strings.LastIndexByte(addr, ':'):]
 }
 
-// containerdConfigs looks at every hosts.toml.
-func containerdConfigs(root, host string, _ admin.RegistryStatus) []clientConfig {
-	files, _ := filepath.Glob(filepath.Join(root, "etc/containerd/certs.d/*/hosts.toml")) // the pattern is well formed
-	var configs []clientConfig
-	for _, file := range files {
-		c := clientConfig{client: "containerd for " + filepath.Base(filepath.Dir(file)), file: file}
-		c.err = readFile(file, func(data []byte) error {
-			var t struct {
-				Server string `toml:"server"`
-				Host   map[string]struct {
-					Capabilities []string `toml:"capabilities"`
-				} `toml:"host"`
-			}
-			if err := gotoml.Unmarshal(data, &t); err != nil {
-				return err
-			}
-			for h, is := range t.Host {
-				pulls := is.Capabilities == nil || slices.Contains(is.Capabilities, "pull") || slices.Contains(is.Capabilities, "resolve")
-				switch {
-				case isHost(h, host):
-					c.here = true
-				case pulls:
-					c.past = append(c.past, h)
-				}
-			}
-			switch {
-			case isHost(t.Server, host):
-				c.here = true
-			case t.Server == "":
-				c.past = append(c.past, filepath.Base(filepath.Dir(file)))
-			default:
-				c.past = append(c.past, t.Server)
-			}
-			slices.Sort(c.past)
-			return nil
-		})
-		configs = append(configs, c)
+// containerdConfigs looks at every hosts.toml: containerd's, and Docker's with the
+// containerd image store.
+func containerdConfigs(root, host string, _ admin.RegistryStatus) (configs []clientConfig) {
+	for _, client := range []string{"containerd", "docker"} {
+		files, _ := filepath.Glob(filepath.Join(root, "etc", client, "certs.d/*/hosts.toml")) // the pattern is well formed
+		for _, file := range files {
+			configs = append(configs, hostsConfig(client, file, host))
+		}
 	}
 	return configs
+}
+
+func hostsConfig(client, file, host string) clientConfig {
+	upstream := filepath.Base(filepath.Dir(file))
+	c := clientConfig{client: client + " for " + upstream, file: file}
+	c.err = readFile(file, func(data []byte) error {
+		var t struct {
+			Server string `toml:"server"`
+			Host   map[string]struct {
+				Capabilities []string `toml:"capabilities"`
+			} `toml:"host"`
+		}
+		if err := gotoml.Unmarshal(data, &t); err != nil {
+			return err
+		}
+		for h, is := range t.Host {
+			pulls := is.Capabilities == nil || slices.Contains(is.Capabilities, "pull") || slices.Contains(is.Capabilities, "resolve")
+			switch {
+			case isHost(h, host):
+				c.here = true
+			case pulls:
+				c.past = append(c.past, h)
+			}
+		}
+		switch {
+		case isHost(t.Server, host):
+			c.here = true
+		case t.Server == "":
+			c.past = append(c.past, upstream)
+		default:
+			c.past = append(c.past, t.Server)
+		}
+		slices.Sort(c.past)
+		return nil
+	})
+	return c
 }
 
 // containersConfigs looks at registries.conf and what is added to it: podman,
@@ -189,6 +198,67 @@ func containersConfigs(root, host string, _ admin.RegistryStatus) []clientConfig
 			}
 			configs = append(configs, c)
 		}
+	}
+	return configs
+}
+
+// buildkitConfigs looks at buildkitd.toml. BuildKit always goes to the registry
+// itself when its mirrors fail.
+func buildkitConfigs(root, host string, _ admin.RegistryStatus) (configs []clientConfig) {
+	file := filepath.Join(root, "etc/buildkit/buildkitd.toml")
+	var t struct {
+		Registry map[string]struct {
+			Mirrors []string `toml:"mirrors"`
+		} `toml:"registry"`
+	}
+	if err := readFile(file, func(data []byte) error { return gotoml.Unmarshal(data, &t) }); err != nil {
+		return []clientConfig{{client: "buildkit", file: file, err: err}}
+	}
+	for _, name := range slices.Sorted(maps.Keys(t.Registry)) {
+		if slices.ContainsFunc(t.Registry[name].Mirrors, func(m string) bool { return isHost(m, host) }) {
+			configs = append(configs, clientConfig{client: "buildkit for " + name, file: file, here: true, past: []string{name}})
+		}
+	}
+	return configs
+}
+
+// k3sConfigs looks at registries.yaml, and whether k3s may go to the registries
+// themselves.
+func k3sConfigs(root, host string, _ admin.RegistryStatus) (configs []clientConfig) {
+	dir := filepath.Join(root, "etc/rancher/k3s")
+	file := filepath.Join(dir, "registries.yaml")
+	var t struct {
+		Mirrors map[string]struct {
+			Endpoint []string `yaml:"endpoint"`
+		} `yaml:"mirrors"`
+	}
+	if err := readFile(file, func(data []byte) error { return yaml.Unmarshal(data, &t) }); err != nil {
+		return []clientConfig{{client: "k3s", file: file, err: err}}
+	}
+	closed := false
+	more, _ := filepath.Glob(filepath.Join(dir, "config.yaml.d/*.yaml")) // the pattern is well formed
+	for _, name := range append([]string{filepath.Join(dir, "config.yaml")}, more...) {
+		var k map[string]any
+		if err := readFile(name, func(data []byte) error { return yaml.Unmarshal(data, &k) }); err != nil {
+			configs = append(configs, clientConfig{client: "k3s", file: name, err: err})
+		}
+		if is, ok := k["disable-default-registry-endpoint"].(bool); ok {
+			closed = is
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(t.Mirrors)) {
+		c := clientConfig{client: "k3s for " + name, file: file}
+		for _, e := range t.Mirrors[name].Endpoint {
+			if isHost(e, host) {
+				c.here = true
+			} else {
+				c.past = append(c.past, e)
+			}
+		}
+		if !closed {
+			c.past = append(c.past, name)
+		}
+		configs = append(configs, c)
 	}
 	return configs
 }
