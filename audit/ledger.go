@@ -106,7 +106,7 @@ type Ledger struct {
 	mu        sync.Mutex
 	recent    *simplelru.LRU[Ref, recent]
 	confirmed map[Ref]time.Time // not yet in the store
-	epoch     uint64            // grows with every decision and policy: what was read before is not to be remembered
+	epoch     uint64            // grows with every decision, policy and Ask: what was read before is not to be remembered
 }
 
 // recent is what is remembered of a ref so that answers within TTL touch no
@@ -308,6 +308,10 @@ func (l *Ledger) Ask(ctx context.Context, ref Ref, ask Ask) (Answer, error) {
 	l.wg.Add(1)
 	defer l.wg.Done()
 	a, err := l.refresh(ctx, ref, ask)
+	l.mu.Lock()
+	l.epoch++ // a question that was asked before has an answer from before
+	l.recent.Remove(ref)
+	l.mu.Unlock()
 	if err != nil {
 		return Answer{}, err
 	}

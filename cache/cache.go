@@ -42,6 +42,10 @@ type Source interface {
 	Name() string
 }
 
+// A Verified is a Source that is told when all of what it opened was right. It is
+// asked even if an earlier fill has left all bytes behind.
+type Verified interface{ Verified() }
+
 // Content is what a Source opened.
 type Content struct {
 	Body   io.ReadCloser

@@ -107,6 +107,9 @@ func (c *Cache) abandon(f *fill) {
 // it, and takes the fill off the list.
 func (f *fill) run(ctx context.Context) {
 	n, sum, err := f.download(ctx)
+	if v, ok := f.src.(Verified); ok && err == nil {
+		v.Verified()
+	}
 	if err == nil {
 		f.publish(n, io.EOF, nil) // before the disk is waited for: it is right
 	}
@@ -205,8 +208,16 @@ func (f *fill) download(ctx context.Context) (n int64, sum hash.Hash, err error)
 	}
 	f.left = n
 	if f.matches(sum, n) {
-		f.open(n)
-		return n, sum, nil
+		if _, asked := f.src.(Verified); !asked {
+			f.open(n)
+			return n, sum, nil
+		}
+		// Whether this source has it, too, must come from the source.
+		if err := f.part.Reset(); err != nil {
+			return n, sum, fmt.Errorf("fill %s: %w", f.dgst, err)
+		}
+		sum.Reset()
+		n, f.left = 0, 0
 	}
 	for try, before := 0, n; ; try++ {
 		content, oerr := f.src.Open(ctx, n, -1)

@@ -38,7 +38,7 @@ func (c *Contents) repository(ref audit.Ref) (repository, error) {
 	if up == nil {
 		return repository{}, fmt.Errorf("%s is not a configured upstream any more", ref.Upstream)
 	}
-	return repository{route.Target{Upstream: ref.Upstream, Repository: ref.Repository}, up, c.cache, nil}, nil
+	return repository{route.Target{Upstream: ref.Upstream, Repository: ref.Repository}, up, c.cache, nil, time.Time{}}, nil
 }
 
 // Complete has all bytes of dgst, which belongs to ref, here and pinned: of an

@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/singleflight"
 
 	"tidemark/cache"
 	"tidemark/proxy/oci"
@@ -31,7 +32,7 @@ func (h *Handler) tags(w http.ResponseWriter, r *http.Request, repo repository, 
 	if _, err := pageSize(query); err != nil {
 		return err
 	}
-	wait, cancel := h.waiting(r.Context())
+	wait, cancel := repo.waiting(r.Context())
 	names, next, err := repo.upstream.Tags(wait, repo.Repository, query)
 	cancel()
 	p.Source = cache.Pass.String()
@@ -180,6 +181,8 @@ type referrerList struct {
 
 // referrerLists remember where the answers are. Forgetting one costs a question.
 type referrerLists struct {
+	flights singleflight.Group // one question for each caller and subject
+
 	mu    sync.Mutex
 	known *simplelru.LRU[member, referrerList]
 }
@@ -203,12 +206,16 @@ func (l *referrerLists) put(m member, list digest.Digest) {
 // is kept as long as an answer about a tag, and beyond while upstream is silent.
 // The filter is applied here, whatever upstream can do.
 func (h *Handler) referrers(w http.ResponseWriter, r *http.Request, repo repository, req oci.Request, p *Pull) error {
+	// What refers to a manifest is for those who may have the manifest.
+	if err := repo.mayRead(r.Context(), oci.Manifest, "", req.Digest); err != nil {
+		return err
+	}
 	list, status, err := h.referrersOf(r.Context(), repo, req.Digest)
 	if err != nil {
 		return err
 	}
 	if want := r.URL.Query().Get("artifactType"); want != "" {
-		list = slices.DeleteFunc(list, func(d upstream.Referrer) bool { return d.ArtifactType != want })
+		list = slices.DeleteFunc(slices.Clone(list), func(d upstream.Referrer) bool { return d.ArtifactType != want })
 		w.Header().Set("OCI-Filters-Applied", "artifactType")
 	}
 	p.Source = cache.Pass.String()
@@ -229,34 +236,44 @@ func indexOf(list []upstream.Referrer) referrerIndex {
 	return referrerIndex{2, ocispec.MediaTypeImageIndex, list}
 }
 
-// referrersOf finds the list, and tells in the words of Cache-Status where.
+// referrersOf finds the list, and tells in the words of Cache-Status where. The
+// caller may have the subject. Upstream is asked once for all who wait.
 func (h *Handler) referrersOf(ctx context.Context, repo repository, subject digest.Digest) ([]upstream.Referrer, []string, error) {
 	key := member{repo.Upstream, repo.Repository, subject}
 	kept, known := h.lists.get(key)
-	if known && h.o.TTL > 0 && time.Since(kept.asked) < h.o.TTL && repo.mayList() {
+	if known && h.o.TTL > 0 && time.Since(kept.asked) < h.o.TTL {
 		if list, err := h.keptReferrers(ctx, kept); err == nil {
 			return list, contentStatus(cache.Hit), nil
 		}
 	}
-	wait, cancel := h.waiting(ctx)
+	wait, cancel := repo.waiting(ctx)
 	defer cancel()
-	list, err := repo.upstream.Referrers(wait, repo.Repository, subject)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, upstream.ErrOffline) {
-		list, err = h.referrersByTag(wait, repo, subject)
-	}
-	if err != nil {
-		if known && silent(err) && repo.mayList() {
-			if list, kerr := h.keptReferrers(ctx, kept); kerr == nil {
-				return list, staleStatus(err), nil
-			}
+	result := h.lists.flights.DoChan(repo.upstream.Caller()+" "+repo.Upstream+" "+repo.Repository+" "+subject.String(), func() (any, error) {
+		wait := context.WithoutCancel(ctx) // bounded by the upstream's own time-outs
+		list, err := repo.upstream.Referrers(wait, repo.Repository, subject)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, upstream.ErrOffline) {
+			list, err = h.referrersByTag(wait, repo, subject)
 		}
-		return nil, nil, err
+		if err == nil {
+			h.keepReferrers(wait, key, list)
+		}
+		return list, err
+	})
+	var err error
+	select {
+	case res := <-result:
+		if err = res.Err; err == nil {
+			return res.Val.([]upstream.Referrer), asked, nil
+		}
+	case <-wait.Done():
+		err = context.Cause(wait)
 	}
-	if !repo.isOpen() {
-		repo.rights.grant(repo.grant())
+	if known && silent(err) {
+		if list, kerr := h.keptReferrers(ctx, kept); kerr == nil {
+			return list, staleStatus(err), nil
+		}
 	}
-	h.keepReferrers(ctx, key, list)
-	return list, asked, nil
+	return nil, nil, err
 }
 
 // keepReferrers stores a list. One that cannot be is asked for again.

@@ -82,7 +82,11 @@ func offline(p Pull) *oci.Error {
 
 // upstreamError tells upstream's trouble as what it is.
 func upstreamError(p Pull, ue *upstream.Error) *oci.Error {
-	e := &oci.Error{Message: ue.Error(), Detail: detail{Upstream: p.Upstream, Status: ue.Status}}
+	says := ue.Error()
+	if ue.Ours { // what a helper said is not for clients
+		says = "the credentials that are configured for " + p.Upstream + " could not be had; tidemark's log says why"
+	}
+	e := &oci.Error{Message: says, Detail: detail{Upstream: p.Upstream, Status: ue.Status}}
 	switch {
 	case ue.Status == http.StatusUnauthorized:
 		e.Status, e.Code = http.StatusUnauthorized, oci.Unauthorized

@@ -5,6 +5,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/http"
@@ -81,6 +82,9 @@ type Pull struct {
 	Sent     bool   // the content was sent, not only described
 	Err      error  // why it was refused or given up
 
+	Unrecorded error // why what a push made of its tag is not in the ledger yet
+
+	began time.Time
 	begun bool        // a status was sent: an error can only abort
 	late  *time.Timer // gives up on a pull that has not begun; nil if it may take its time
 }
@@ -99,6 +103,8 @@ type Handler struct {
 	o      Options
 	rights *rights // nil unless clients' own rights count
 	lists  referrerLists
+
+	uploads [32]byte // key of the names of uploads that go on elsewhere
 }
 
 // New returns the handler that o describes.
@@ -110,6 +116,7 @@ func New(o Options) *Handler {
 		o.Patience = patience
 	}
 	h := &Handler{o: o, lists: referrerLists{known: lru[member, referrerList](referrersMost)}}
+	_, _ = rand.Read(h.uploads[:]) // never fails
 	if o.Passthrough {
 		h.rights = newRights()
 	}
@@ -131,7 +138,7 @@ var errLate = fmt.Errorf("no answer could be had in time: %w", context.DeadlineE
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
-	var p Pull
+	p := Pull{began: time.Now()}
 	late := time.AfterFunc(h.o.Patience, func() { cancel(errLate) })
 	defer late.Stop()
 	p.late = late
@@ -180,7 +187,11 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, p *Pull) error {
 	if hasNS {
 		w.Header().Set("OCI-Namespace", ns)
 	}
-	repo := repository{target, h.asker(r, target.Upstream), h.o.Cache, h.rights}
+	asker, err := h.asker(r, target.Upstream)
+	if err != nil {
+		return err
+	}
+	repo := repository{target, asker, h.o.Cache, h.rights, p.began.Add(h.o.Patience * 9 / 10)}
 	p.Upstream, p.Repo, p.Tag, p.Digest = target.Upstream, target.Repository, req.Tag, req.Digest
 	switch req.Kind {
 	case oci.Manifest:
@@ -236,7 +247,7 @@ func (h *Handler) manifest(w http.ResponseWriter, r *http.Request, repo reposito
 		dgst, p.Digest = ans.Served, ans.Served
 	} else {
 		if here, asks := h.asksFirst(repo, dgst); asks && r.Method == http.MethodHead {
-			if err := h.headManifest(w, r, repo, dgst, p); err == nil || !here || !silent(err) {
+			if err := h.headManifest(w, r, repo, dgst, p); err == nil || !here || !h.untold(repo, err) {
 				return err
 			}
 		}
@@ -291,21 +302,36 @@ func (h *Handler) resolved(ctx context.Context, repo repository, tag string) (*c
 	return m, outcome, ans, err
 }
 
+// resolve asks the ledger what a tag means. A refusal is the one's who asked: others,
+// who waited for the same answer, ask again for themselves.
 func (h *Handler) resolve(ctx context.Context, repo repository, tag string) (audit.Answer, error) {
-	ctx, cancel := h.waiting(ctx)
+	ctx, cancel := repo.waiting(ctx)
 	defer cancel()
 	ans, err := h.o.Ledger.Resolve(ctx, repo.ref(tag), repo.ask(tag, "pull"))
-	var ue *upstream.Error
-	if errors.As(err, &ue) && ue.Caller != repo.upstream.Caller() {
-		// The question was another client's, and so is the refusal.
+	if ue := refusalIn(ans, err); ue != nil && ue.Caller != repo.upstream.Caller() {
 		ans, err = h.o.Ledger.Resolve(ctx, repo.ref(tag), repo.ask(tag, "pull"))
+	}
+	if ue := refusalIn(ans, err); ue != nil && err == nil && ue.Caller != "" {
+		// The client's right has ended, or the tag has: then it may still have the digest.
+		repo.rights.revoke(repo.grant())
+		if ue.Status != http.StatusNotFound || repo.mayRead(ctx, oci.Manifest, "", ans.Served) != nil {
+			return audit.Answer{}, ue
+		}
 	}
 	return ans, err
 }
 
-// waiting bounds what is waited for before what is known is told instead.
-func (h *Handler) waiting(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, h.o.Patience*9/10)
+// refusalIn is what upstream refused when the ledger asked, told as an error or as
+// why a known answer is stale; nil if it did not.
+func refusalIn(ans audit.Answer, err error) *upstream.Error {
+	if err == nil {
+		err = ans.Stale
+	}
+	var ue *upstream.Error
+	if errors.As(err, &ue) && (ue.Status == http.StatusUnauthorized || ue.Status == http.StatusForbidden || ue.Status == http.StatusNotFound) {
+		return ue
+	}
+	return nil
 }
 
 // asksFirst tells whether a HEAD for content is upstream's to answer: it is not
@@ -313,6 +339,14 @@ func (h *Handler) waiting(ctx context.Context) (context.Context, context.CancelF
 func (h *Handler) asksFirst(repo repository, dgst digest.Digest) (here, asks bool) {
 	_, here = h.o.Cache.Stat(dgst)
 	return here, !here || h.o.Push && !repo.upstream.IsOffline()
+}
+
+// untold tells whether upstream did not say if it has something: it was silent, or
+// does not let us see, which is nothing to those who may have what is here.
+func (h *Handler) untold(repo repository, err error) bool {
+	var ue *upstream.Error
+	refused := errors.As(err, &ue) && (ue.Status == http.StatusUnauthorized || ue.Status == http.StatusForbidden)
+	return silent(err) || refused && repo.isOpen()
 }
 
 // headManifest answers a HEAD for a manifest that is not here without
@@ -351,6 +385,9 @@ func (h *Handler) blob(w http.ResponseWriter, r *http.Request, repo repository, 
 		return err
 	}
 	defer b.Close()
+	if err := repo.mayHave(r.Context(), b); err != nil {
+		return err
+	}
 	off, n, status := int64(0), b.Size, http.StatusOK
 	if rng != nil && b.Size >= 0 {
 		var ok bool
@@ -392,7 +429,7 @@ func (h *Handler) headBlob(w http.ResponseWriter, r *http.Request, repo reposito
 			size = told
 			p.Source = cache.Pass.String()
 			w.Header()["Cache-Status"] = asked
-		case !here || !silent(err):
+		case !here || !h.untold(repo, err):
 			return err
 		}
 	}

@@ -2,9 +2,12 @@ package proxy
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
-	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -26,7 +29,10 @@ func (h *Handler) push(w http.ResponseWriter, r *http.Request, repo repository, 
 	}
 	p.late.Stop()
 	p.late = nil // sending takes the time it takes
-	client := repo.upstream.As(r.Header.Get("Authorization"))
+	client, err := as(repo.upstream, r)
+	if err != nil {
+		return err
+	}
 	out, err := h.outgoing(r, repo)
 	if err != nil {
 		return err
@@ -38,7 +44,7 @@ func (h *Handler) push(w http.ResponseWriter, r *http.Request, repo repository, 
 	defer resp.Body.Close()
 	p.Source = cache.Pass.String()
 	if resp.StatusCode == http.StatusCreated || resp.StatusCode == http.StatusAccepted {
-		h.pushed(r.Context(), r.Method, repo, client, req, resp.Header)
+		p.Unrecorded = h.pushed(r.Context(), r.Method, repo, client, req, resp.Header)
 	}
 	head := w.Header()
 	for _, k := range []string{"Content-Type", "Docker-Content-Digest", "Docker-Upload-Uuid", "Range", "Oci-Subject", "Oci-Chunk-Min-Length", "Retry-After", "Content-Length"} {
@@ -47,11 +53,11 @@ func (h *Handler) push(w http.ResponseWriter, r *http.Request, repo repository, 
 		}
 	}
 	if loc := resp.Header.Get("Location"); loc != "" {
-		loc, err := h.incoming(loc, resp.Request.URL, r, repo)
-		if err != nil {
+		if loc, err = h.incoming(loc, resp.Request.URL, client.Endpoint(), r, repo); err == nil {
+			head.Set("Location", loc)
+		} else if resp.StatusCode != http.StatusCreated { // where it is that was created, the client knows
 			return err
 		}
-		head.Set("Location", loc)
 	}
 	if err := p.begin(); err != nil {
 		return err
@@ -89,8 +95,14 @@ func (h *Handler) outgoing(r *http.Request, repo repository) (*upstream.Pushed, 
 	if !ok {
 		return nil, &oci.Error{Status: http.StatusBadRequest, Code: oci.NameInvalid, Message: "the path of the request is written in an unusual way"}
 	}
+	path := "/v2/" + repo.Repository + "/" + rest
+	if name, ok := strings.CutPrefix(rest, "blobs/uploads/"+sealedPrefix); ok {
+		if path, ok = h.unsealed(repo.Upstream, name); !ok {
+			return nil, &oci.Error{Status: http.StatusNotFound, Code: oci.BlobUploadUnknown, Message: "this upload was not begun here, or before tidemark was started again; begin it anew"}
+		}
+	}
 	return &upstream.Pushed{
-		Method: r.Method, Path: "/v2/" + repo.Repository + "/" + rest, Query: query, Header: header,
+		Method: r.Method, Path: path, Query: query, Header: header,
 		Body: r.Body, Length: r.ContentLength,
 	}, nil
 }
@@ -115,20 +127,21 @@ func (h *Handler) from(r *http.Request, repo repository, name string) (string, e
 }
 
 // incoming is a Location of upstream as the client may follow it: through here.
-func (h *Handler) incoming(location string, asked *url.URL, r *http.Request, repo repository) (string, error) {
+func (h *Handler) incoming(location string, asked, endpoint *url.URL, r *http.Request, repo repository) (string, error) {
 	u, err := asked.Parse(location)
 	if err != nil {
 		return "", &upstream.Error{Upstream: repo.Upstream, Op: r.Method + " " + r.URL.Path, Nonsense: true, Err: errors.New("its Location is no address")}
 	}
-	if u.Scheme != asked.Scheme || u.Host != asked.Host {
+	if hostPort(u) != hostPort(endpoint) && (u.Hostname() != endpoint.Hostname() || u.Port() != "") {
 		return u.String(), nil // an object store that takes the content itself
 	}
-	base := asked.EscapedPath()[:strings.Index(asked.EscapedPath(), "/v2/")]
-	rest, ok := strings.CutPrefix(u.EscapedPath(), base+"/v2/"+repo.Repository+"/")
+	path, base := u.EscapedPath(), strings.TrimSuffix(endpoint.EscapedPath(), "/")
+	rest, ok := strings.CutPrefix(path, base+"/v2/"+repo.Repository+"/")
 	if !ok {
-		return "", &upstream.Error{Upstream: repo.Upstream, Op: r.Method + " " + r.URL.Path, Nonsense: true, Err: fmt.Errorf("its Location %.200q is of another repository", u.Path)}
+		// A registry that goes on elsewhere at its own address, as Google's do.
+		rest = "blobs/uploads/" + h.sealed(repo.Upstream, strings.TrimPrefix(path, base))
 	}
-	path := "/v2/" + repo.Name + "/" + rest
+	path = "/v2/" + repo.Name + "/" + rest
 	query := u.RawQuery
 	if ns := r.URL.Query().Get("ns"); ns != "" {
 		if query != "" {
@@ -142,22 +155,58 @@ func (h *Handler) incoming(location string, asked *url.URL, r *http.Request, rep
 	return path, nil
 }
 
-// pushed takes note of what upstream has now.
-func (h *Handler) pushed(ctx context.Context, method string, repo repository, client *upstream.Upstream, req oci.Request, head http.Header) {
-	client.ForgetMissing(repo.Repository)
-	dgst, err := digest.Parse(head.Get("Docker-Content-Digest"))
-	if err != nil {
-		dgst = req.Digest
+// hostPort is the host and port of an address, whether or not it has one.
+func hostPort(u *url.URL) string {
+	if u.Port() != "" {
+		return u.Host
 	}
-	mine := repository{repo.Target, client, repo.cache, repo.rights}
-	if method == http.MethodPut {
-		mine.has(dgst)
+	return net.JoinHostPort(u.Hostname(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
+}
+
+// sealedPrefix begins the name of an upload that goes on at a path of its own.
+const sealedPrefix = "~"
+
+// sealed is the name of an upload that goes on at another path of an upstream. Only
+// we can make one: a client cannot choose the path.
+func (h *Handler) sealed(upstream, path string) string {
+	return sealedPrefix + base64.RawURLEncoding.EncodeToString(h.seal(upstream, path)) + "." + base64.RawURLEncoding.EncodeToString([]byte(path))
+}
+
+func (h *Handler) seal(upstream, path string) []byte {
+	m := hmac.New(sha256.New, h.uploads[:])
+	m.Write([]byte(upstream + " " + path))
+	return m.Sum(nil)
+}
+
+// unsealed is the path of upstream at which an upload goes on.
+func (h *Handler) unsealed(upstream, name string) (path string, ok bool) {
+	sum, encoded, ok := strings.Cut(strings.TrimPrefix(name, sealedPrefix), ".")
+	if !ok {
+		return "", false
+	}
+	plain, err := base64.RawURLEncoding.DecodeString(encoded)
+	given, gerr := base64.RawURLEncoding.DecodeString(sum)
+	if err != nil || gerr != nil || !hmac.Equal(given, h.seal(upstream, string(plain))) {
+		return "", false
+	}
+	return string(plain), true
+}
+
+// pushed takes note of what upstream has now. What it returns is why the move of a
+// tag is not in the ledger yet: who pulls the tag next asks again.
+func (h *Handler) pushed(ctx context.Context, method string, repo repository, client *upstream.Upstream, req oci.Request, head http.Header) error {
+	client.ForgetMissing(repo.Repository)
+	mine := repo
+	mine.upstream = client
+	dgst, err := digest.Parse(head.Get("Docker-Content-Digest"))
+	if method == http.MethodPut && err == nil {
+		mine.note(dgst)
 	}
 	if req.Tag == "" || method != http.MethodPut {
-		return
+		return nil
 	}
-	// Who pulls it next asks again if this fails, and the ledger says so.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.o.Patience)
 	defer cancel()
-	_, _ = h.o.Ledger.Ask(ctx, repo.ref(req.Tag), mine.ask(req.Tag, "push"))
+	_, err = h.o.Ledger.Ask(ctx, repo.ref(req.Tag), mine.ask(req.Tag, "push"))
+	return err
 }

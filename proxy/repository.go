@@ -28,6 +28,13 @@ type repository struct {
 	upstream *upstream.Upstream // asked with the rights that count
 	cache    *cache.Cache
 	rights   *rights // nil unless clients' own rights count
+
+	until time.Time // for so long upstream is waited for before what is known is told
+}
+
+// waiting bounds what is waited for before what is known is told instead.
+func (r repository) waiting(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithDeadline(ctx, r.until)
 }
 
 func (r repository) ref(tag string) audit.Ref {
@@ -111,8 +118,8 @@ func (r repository) claimed(ctx context.Context, dgst digest.Digest, tries int) 
 // another sign of it when it would be believed.
 func (r repository) absent(ctx context.Context, tag string, q audit.Question, err error) (audit.Observation, error) {
 	var ue *upstream.Error
-	if !errors.As(err, &ue) || ue.Status != http.StatusNotFound || ue.Remembered {
-		return audit.Observation{}, err
+	if !errors.As(err, &ue) || ue.Status != http.StatusNotFound || ue.Remembered || r.upstream.Caller() != "" {
+		return audit.Observation{}, err // a client may be told so because it may not know
 	}
 	seen := r.observation("", "", 0, "", false, http.MethodHead)
 	seen.Absent = err
@@ -227,7 +234,7 @@ func (s manifestSource) Open(ctx context.Context, _, _ int64) (*cache.Content, e
 		if err := s.repo.check(m, s.dgst.String()); err != nil {
 			return nil, err
 		}
-		s.repo.has(s.dgst)
+		s.repo.note(s.dgst)
 	}
 	return given{s.source, m.Body}.Open(ctx, 0, -1)
 }
@@ -245,8 +252,18 @@ func (g given) Open(context.Context, int64, int64) (*cache.Content, error) {
 
 // blob is the source of a blob.
 func (r repository) blob(dgst digest.Digest) cache.Source {
-	return blobSource{r.source("blob"), r, dgst}
+	src := blobSource{r.source("blob"), r, dgst}
+	if r.isOpen() {
+		return src
+	}
+	return provingSource{src}
 }
+
+// A provingSource proves, by all of a blob's bytes, that its repository has it.
+type provingSource struct{ blobSource }
+
+// Verified implements cache.Verified.
+func (s provingSource) Verified() { s.repo.note(s.dgst) }
 
 type blobSource struct {
 	source
@@ -264,6 +281,5 @@ func (s blobSource) Open(ctx context.Context, off, n int64) (*cache.Content, err
 	if err != nil {
 		return nil, err
 	}
-	s.repo.has(s.dgst)
 	return &cache.Content{Body: b.Body, Offset: b.Offset, Size: b.Size}, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/http"
 	"sync"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/singleflight"
 
+	"tidemark/cache"
 	"tidemark/proxy/oci"
 	"tidemark/proxy/upstream"
 )
@@ -28,6 +30,7 @@ type rights struct {
 
 	mu      sync.Mutex
 	granted *simplelru.LRU[grant, time.Time] // until when
+	limited *simplelru.LRU[grant, refusal]   // callers that upstream told to come back later
 	refused *simplelru.LRU[question, refusal]
 	members *simplelru.LRU[member, struct{}]
 }
@@ -53,13 +56,14 @@ type refusal struct {
 const (
 	grantedFor  = 5 * time.Minute // about as long as a token of the Hub is valid
 	refusedFor  = 3 * time.Second // a crowd of clients is told the same
+	limitedMost = time.Minute     // that a caller is not asked for again, whatever upstream says
 	grantsMost  = 1 << 16         // about 15 MB
 	membersMost = 1 << 17         // about 30 MB
 	refusedMost = 4096
 )
 
 func newRights() *rights {
-	return &rights{granted: lru[grant, time.Time](grantsMost), refused: lru[question, refusal](refusedMost), members: lru[member, struct{}](membersMost)}
+	return &rights{granted: lru[grant, time.Time](grantsMost), limited: lru[grant, refusal](refusedMost), refused: lru[question, refusal](refusedMost), members: lru[member, struct{}](membersMost)}
 }
 
 func lru[K comparable, V any](size int) *simplelru.LRU[K, V] {
@@ -85,6 +89,13 @@ func (r *rights) may(g grant) bool {
 	return ok && time.Now().Before(until)
 }
 
+// revoke forgets that a caller was let in.
+func (r *rights) revoke(g grant) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.granted.Remove(g)
+}
+
 func (r *rights) join(m member) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -99,21 +110,32 @@ func (r *rights) has(m member) bool {
 }
 
 // ask asks upstream, once for all who want to know the same, and tells a refusal
-// again for a while.
+// again for a while. A caller that is to come back later is not asked for before.
 func (r *rights) ask(ctx context.Context, q question, lasts time.Duration, ask func(context.Context) error) error {
+	caller := grant{caller: q.caller, upstream: q.upstream}
 	r.mu.Lock()
-	was, ok := r.refused.Get(q)
+	was, refused := r.refused.Get(q)
+	limit, limited := r.limited.Get(caller)
 	r.mu.Unlock()
-	if ok && time.Now().Before(was.until) {
+	switch now := time.Now(); {
+	case refused && now.Before(was.until):
 		return was.err
+	case limited && now.Before(limit.until):
+		return limit.err
 	}
 	result := r.flights.DoChan(q.caller+" "+q.upstream+" "+q.path, func() (any, error) {
 		err := ask(context.WithoutCancel(ctx)) // bounded by the upstream's own time-outs
 		var ue *upstream.Error
-		if errors.As(err, &ue) && (ue.Status == http.StatusUnauthorized || ue.Status == http.StatusForbidden) {
-			r.mu.Lock()
+		if !errors.As(err, &ue) {
+			return nil, err
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		switch ue.Status {
+		case http.StatusUnauthorized, http.StatusForbidden:
 			r.refused.Add(q, refusal{err, time.Now().Add(lasts)})
-			r.mu.Unlock()
+		case http.StatusTooManyRequests:
+			r.limited.Add(caller, refusal{err, time.Now().Add(min(max(ue.RetryAfter, refusedFor), limitedMost))})
 		}
 		return nil, err
 	})
@@ -130,9 +152,9 @@ func (r repository) grant() grant { return grant{r.upstream.Caller(), r.Upstream
 // isOpen tells that nobody's own rights are in question.
 func (r repository) isOpen() bool { return r.rights == nil }
 
-// has notes that upstream let the caller have content of this repository.
-func (r repository) has(dgst digest.Digest) {
-	if r.rights != nil && dgst != "" {
+// note keeps that upstream let the caller have content of this repository.
+func (r repository) note(dgst digest.Digest) {
+	if r.rights != nil {
 		r.rights.grant(r.grant())
 		r.rights.join(member{r.Upstream, r.Repository, dgst})
 	}
@@ -161,23 +183,63 @@ func (r repository) mayRead(ctx context.Context, kind oci.Kind, tag string, dgst
 	q := question{r.upstream.Caller(), r.Upstream, kind.String() + " " + r.Repository + " " + reference}
 	return r.rights.ask(ctx, q, refusedFor, func(ctx context.Context) error {
 		if kind == oci.Blob {
-			if _, err := r.upstream.HeadBlob(ctx, r.Repository, dgst); err != nil {
-				return err
-			}
-		} else {
-			m, err := r.upstream.HeadManifest(ctx, r.Repository, reference)
-			if err != nil {
-				return err
-			}
-			if tag != "" {
-				r.rights.grant(r.grant())
-				r.has(m.Digest) // upstream says that it is here
-				return nil
-			}
+			return r.proveBlob(ctx, dgst)
 		}
-		r.has(dgst)
-		return nil
+		return r.proveManifest(ctx, reference, dgst)
 	})
+}
+
+// proveManifest asks for a manifest, and notes what upstream's answer proves. That
+// there was an answer is none: it may be a page where people log in.
+func (r repository) proveManifest(ctx context.Context, reference string, dgst digest.Digest) error {
+	m, err := r.upstream.HeadManifest(ctx, r.Repository, reference)
+	if err != nil {
+		return err
+	}
+	if m.Digest == "" || m.MediaType == oci.DockerSchema1JWS {
+		// An old registry: only the bytes tell.
+		if m, err = r.upstream.GetManifest(ctx, r.Repository, reference); err != nil {
+			return err
+		}
+		if err := r.check(m, reference); err != nil {
+			return err
+		}
+		if m.Digest = digest.FromBytes(m.Body); dgst != "" {
+			m.Digest = dgst.Algorithm().FromBytes(m.Body)
+		}
+	}
+	if dgst != "" && m.Digest != dgst {
+		return r.nonsense(reference, fmt.Errorf("it answers with %s", m.Digest))
+	}
+	r.note(m.Digest)
+	return nil
+}
+
+// proveBlob asks for a blob. An answer that does not name its digest, as those of
+// stores that upstream redirects to, proves something when it has the size of what is
+// here; when nothing is here there is nothing to prove.
+func (r repository) proveBlob(ctx context.Context, dgst digest.Digest) error {
+	told, named, err := r.upstream.StatBlob(ctx, r.Repository, dgst)
+	if err != nil {
+		return err
+	}
+	size, here := r.cache.Stat(dgst)
+	switch {
+	case named, here && told == size:
+		r.note(dgst)
+	case here:
+		return r.nonsense(dgst.String(), fmt.Errorf("it has %d bytes there, and should have %d", told, size))
+	}
+	return nil
+}
+
+// mayHave is mayRead for a blob that was found here, or began to arrive, only after
+// it was asked about.
+func (r repository) mayHave(ctx context.Context, b *cache.Blob) error {
+	if r.rights == nil || b.Outcome == cache.Fill || b.Outcome == cache.Pass {
+		return nil // it is what upstream sent to this caller
+	}
+	return r.mayRead(ctx, oci.Blob, "", b.Digest)
 }
 
 // mayList tells whether the caller is known to be let in, for answers that
@@ -224,12 +286,19 @@ func (h *Handler) ping(w http.ResponseWriter, r *http.Request, p *Pull) error {
 }
 
 func (h *Handler) mayEnter(r *http.Request, name string) error {
-	up := h.asker(r, name)
+	up, err := h.asker(r, name)
+	if err != nil {
+		return err
+	}
 	g := grant{up.Caller(), name, ""}
 	if up.Caller() == "" || h.rights.may(g) {
 		return nil
 	}
-	return h.rights.ask(r.Context(), question{up.Caller(), name, ""}, challengeFor, func(ctx context.Context) error {
+	lasts := refusedFor
+	if r.Header.Get("Authorization") == "" {
+		lasts = challengeFor
+	}
+	return h.rights.ask(r.Context(), question{up.Caller(), name, ""}, lasts, func(ctx context.Context) error {
 		if err := up.Ping(ctx); err != nil {
 			return err
 		}
@@ -238,12 +307,25 @@ func (h *Handler) mayEnter(r *http.Request, name string) error {
 	})
 }
 
+// maxAuthorization bounds what a client may send as its credentials, in bytes.
+// Registries take less in all the heads of a request.
+const maxAuthorization = 32 << 10
+
 // asker is an upstream as it is asked for a request: with the client's rights
 // where these count, else with the configuration's.
-func (h *Handler) asker(r *http.Request, name string) *upstream.Upstream {
+func (h *Handler) asker(r *http.Request, name string) (*upstream.Upstream, error) {
 	up := h.o.Upstreams[name]
 	if h.rights == nil || h.o.Shared[name] {
-		return up
+		return up, nil
 	}
-	return up.As(r.Header.Get("Authorization"))
+	return as(up, r)
+}
+
+// as is an upstream asked with the rights of the client that sent a request.
+func as(up *upstream.Upstream, r *http.Request) (*upstream.Upstream, error) {
+	authorization := r.Header.Get("Authorization")
+	if len(authorization) > maxAuthorization {
+		return nil, &oci.Error{Status: http.StatusRequestHeaderFieldsTooLarge, Code: oci.Unauthorized, Message: fmt.Sprintf("the Authorization has %d bytes, more than the %d that are passed on", len(authorization), maxAuthorization)}
+	}
+	return up.As(authorization), nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"tidemark/audit"
+	"tidemark/proxy/oci"
 	"tidemark/proxy/upstream"
 	"tidemark/proxy/upstream/upstreamtest"
 )
@@ -37,12 +38,25 @@ type vault struct {
 
 func newVault(t *testing.T, s settings) *vault {
 	t.Helper()
+	return newVaultOf(t, s, false, false)
+}
+
+func newVaultOf(t *testing.T, s settings, hides, bare bool) *vault {
+	t.Helper()
 	s.passthrough = true
 	v := &vault{newMirror(t, s), upstreamtest.NewImage(strings.Repeat(secret, 3000), secret+"2"), upstreamtest.Content{}}
 	v.sbom = upstreamtest.NewImage(secret + "sbom").Manifest
 	v.ghcr.PushPrivate(acme, "1", v.img, alice)
 	v.ghcr.PushPrivate(evil, "1", upstreamtest.NewImage("of mallory"), mallory)
-	v.ghcr.Refer(acme, v.img.Manifest.Digest, "application/spdx+json", v.sbom)
+	if bare {
+		v.ghcr.PushManifest(acme, v.sbom.Digest.String(), v.sbom)
+		v.ghcr.PushManifest(acme, oci.ReferrersTag(v.img.Manifest.Digest), upstreamtest.NewReferrerIndex("application/spdx+json", v.sbom))
+	} else {
+		v.ghcr.Refer(acme, v.img.Manifest.Digest, "application/spdx+json", v.sbom)
+	}
+	if hides {
+		v.ghcr.Hide()
+	}
 	return v
 }
 
@@ -73,7 +87,7 @@ func (v *vault) routes() (paths []string) {
 	layer, man := v.img.Layers[0].Digest.String(), v.img.Manifest.Digest.String()
 	for _, p := range []string{
 		"manifests/1", "manifests/" + man, "manifests/" + v.sbom.Digest.String(), "blobs/" + layer, "blobs/" + v.img.Config.Digest.String(),
-		"referrers/" + man, "tags/list", "_tidemark/tag-history/1",
+		"referrers/" + man, "tags/list", "_tidemark/tag-history/1", "manifests/" + oci.ReferrersTag(v.img.Manifest.Digest),
 	} {
 		paths = append(paths, "/v2/ghcr.io/"+acme+"/"+p)
 	}
@@ -98,6 +112,15 @@ var looks = []struct {
 // the same question to upstream whether or not it is here, and not a byte of the
 // content.
 func TestWhoHasNoRightsGetsNothing(t *testing.T) {
+	for _, kind := range []struct {
+		name        string
+		hides, bare bool // strangers are told 404; there are no lists of referrers
+	}{{"", false, false}, {"without lists of referrers", false, true}, {"that hides", true, false}, {"that hides, without lists", true, true}} {
+		t.Run("upstream "+kind.name, func(t *testing.T) { whoHasNoRights(t, kind.hides, kind.bare) })
+	}
+}
+
+func whoHasNoRights(t *testing.T, hides, bare bool) {
 	type told struct {
 		status int
 		header string
@@ -119,7 +142,7 @@ func TestWhoHasNoRightsGetsNothing(t *testing.T) {
 	got := make(map[string]told)
 	for _, state := range []string{"cold", "cached", "arriving"} {
 		for _, who := range []string{nobody, mallory} {
-			v := newVault(t, settings{silence: 5 * time.Second, ttl: time.Hour})
+			v := newVaultOf(t, settings{silence: 5 * time.Second, ttl: time.Hour}, hides, bare)
 			v.ghcr.PushManifest("acme/public", "1", upstreamtest.NewImage("public").Manifest)
 			v.hub.PushManifest("library/app", "1", upstreamtest.NewImage("public").Manifest)
 			states[state](v)
@@ -157,6 +180,9 @@ func TestWhoHasNoRightsGetsNothing(t *testing.T) {
 				return
 			}
 		}
+	}
+	if hides {
+		return
 	}
 	private := got[fmt.Sprintf("GET /v2/ghcr.io/%s/manifests/1 [] as %q", acme, nobody)]
 	if private.status != 401 || !strings.Contains(private.header, realmAsk) {
@@ -325,5 +351,103 @@ func TestMoveOfAPrivateTagIsExplained(t *testing.T) {
 	entries, err := v.store.Events(t.Context(), audit.EventQuery{Type: audit.Moved})
 	if err != nil || len(entries) != 1 || !bytes.Contains(entries[0].Leaf, []byte(`"diff":{`)) || !bytes.Contains(entries[0].Leaf, []byte(`"identity":"client"`)) {
 		t.Fatalf("the ledger has %d moves, %v: %s; want one with its diff, seen by a client", len(entries), err, fmt.Sprint(entries))
+	}
+}
+
+// An upstream behind a page where people log in answers everything with 200. That is
+// no right to anything.
+func TestPageForPeopleIsNoRight(t *testing.T) {
+	for _, fault := range []string{upstreamtest.Login, upstreamtest.Garbage} {
+		v := newVault(t, settings{})
+		v.pullAs(alice)
+		v.settled()
+		v.ghcr.Break(upstreamtest.Fault{Name: fault})
+		for _, path := range append(v.routes(), "/v2/ghcr.io/no/such/manifests/1", "/v2/ghcr.io/no/such/blobs/"+v.img.Layers[0].Digest.String()) {
+			for _, who := range []string{nobody, mallory} {
+				for range 2 {
+					if a := v.as(who, "GET", path); a.status < 400 || bytes.Contains(a.body, []byte(secret[:10])) {
+						t.Errorf("behind %s: GET %s as %q = %d %.100s, want a refusal", fault, path, who, a.status, a.body)
+					}
+				}
+			}
+		}
+	}
+}
+
+// A blob behind a redirect, where nothing names its digest, is proven by its size.
+func TestBlobBehindARedirectIsProvenByItsSize(t *testing.T) {
+	v := newVault(t, settings{})
+	v.pullAs(alice)
+	v.settled()
+	bob := "Bearer bob-may-too"
+	v.ghcr.PushPrivate(acme, "1", v.img, alice, bob)
+	layer := v.img.Layers[0].Digest.String()
+	v.ghcr.Break(upstreamtest.Fault{Name: upstreamtest.NoDigest, Path: layer})
+	if a := v.as(bob, "GET", "/v2/ghcr.io/"+acme+"/blobs/"+layer); a.status != 200 || len(a.body) != len(v.img.Layers[0].Body) {
+		t.Errorf("bob gets %d with %d bytes", a.status, len(a.body))
+	}
+}
+
+// A list of referrers that a stranger was shown is not the one that a reader gets.
+func TestListOfAStrangerIsNotKept(t *testing.T) {
+	for _, bare := range []bool{false, true} {
+		v := newVaultOf(t, settings{ttl: time.Hour}, true, bare)
+		path := "/v2/ghcr.io/" + acme + "/referrers/" + v.img.Manifest.Digest.String()
+		v.as(nobody, "GET", path)
+		v.as(mallory, "GET", path)
+		if a := v.as(alice, "GET", path); a.status != 200 || !bytes.Contains(a.body, []byte(v.sbom.Digest)) {
+			t.Errorf("without lists %t: alice gets %d %s, want what refers to her image", bare, a.status, a.body)
+		}
+		if a := v.as(nobody, "GET", path); a.status == 200 {
+			t.Errorf("without lists %t: then nobody gets %s", bare, a.body)
+		}
+	}
+}
+
+// A client that upstream refuses now is refused, however lately it was let in, and
+// nobody else is told so; what it is told to be absent is not taken for deleted.
+func TestRefusalEndsARight(t *testing.T) {
+	for _, hides := range []bool{false, true} {
+		v := newVaultOf(t, settings{}, hides, false)
+		bob := "Bearer bob-may-too"
+		v.ghcr.PushPrivate(acme, "1", v.img, alice, bob)
+		v.pullAs(alice)
+		v.pullAs(bob)
+		v.ghcr.PushPrivate(acme, "1", v.img, bob) // not alice any more
+		for range 4 {
+			if a := v.as(alice, "GET", "/v2/ghcr.io/"+acme+"/manifests/1"); a.status != 403 && a.status != 404 || bytes.Contains(a.body, v.img.Manifest.Body) {
+				t.Errorf("hidden %t: alice gets %d, want upstream's refusal", hides, a.status)
+			}
+			if a := v.as(bob, "GET", "/v2/ghcr.io/"+acme+"/manifests/1"); a.status != 200 || strings.Contains(a.header.Get("Cache-Status"), "403") || strings.Contains(a.header.Get("Cache-Status"), "404") {
+				t.Errorf("hidden %t: bob gets %d %v, want it confirmed", hides, a.status, a.header)
+			}
+		}
+		if entries, err := v.store.Events(t.Context(), audit.EventQuery{Type: audit.Deleted}); err != nil || len(entries) != 0 {
+			t.Errorf("hidden %t: the tag is taken for deleted", hides)
+		}
+	}
+}
+
+// A tag that upstream has deleted is served to who may still have its digest.
+func TestDeletedTagIsServedToWhoMayHaveItsDigest(t *testing.T) {
+	v := newVault(t, settings{})
+	v.pullAs(alice)
+	v.ghcr.Delete(acme, "1")
+	if a := v.as(alice, "GET", "/v2/ghcr.io/"+acme+"/manifests/1"); a.status != 200 {
+		t.Errorf("alice gets %d %s, want what the tag meant last", a.status, a.body)
+	}
+	if a := v.as(mallory, "GET", "/v2/ghcr.io/"+acme+"/manifests/1"); a.status != 403 {
+		t.Errorf("mallory gets %d", a.status)
+	}
+}
+
+// An Authorization that no registry would take is refused before it is sent.
+func TestLargeAuthorizationIsRefused(t *testing.T) {
+	v := newVault(t, settings{})
+	if a := v.as("Bearer "+strings.Repeat("x", 40_000), "GET", "/v2/ghcr.io/"+acme+"/manifests/1"); a.status != 431 {
+		t.Errorf("it is %d, want 431", a.status)
+	}
+	if n := len(v.ghcr.Requests()); n != 0 {
+		t.Errorf("upstream was asked %d times", n)
 	}
 }

@@ -43,7 +43,7 @@ func (d *doctor) front(ctx context.Context, r admin.RegistryStatus) []finding {
 	}
 	found = append(found, ping(ctx, &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}, "registry", u.String(), r))
 	if r.Intercept != "" && len(r.Upstream) > 0 {
-		found = append(found, d.proxy(ctx, r)...)
+		found = append(found, d.proxy(ctx, u, r)...)
 	}
 	return found
 }
@@ -121,6 +121,9 @@ func ping(ctx context.Context, t *http.Transport, what, address string, r admin.
 		return bad(what, "%v", err)
 	}
 	resp, err := t.RoundTrip(req)
+	if errors.Is(err, errLogin) {
+		return good(what, "%s: the proxy wants clients to log in (%s)", address, r.Auth)
+	}
 	if err != nil {
 		if r.Clients {
 			return remark(what, "%s wants a certificate of its clients, which this command has not: %v", address, err)
@@ -141,18 +144,30 @@ func ping(ctx context.Context, t *http.Transport, what, address string, r admin.
 
 // proxy looks at the intercepting proxy: whether it answers for an upstream's name
 // with a certificate of its CA.
-func (d *doctor) proxy(ctx context.Context, r admin.RegistryStatus) []finding {
+func (d *doctor) proxy(ctx context.Context, u *url.URL, r admin.RegistryStatus) []finding {
 	pem, err := d.get(ctx, "/ca/intercept.crt", nil)
 	roots := x509.NewCertPool()
 	if err != nil || !roots.AppendCertsFromPEM(pem) {
 		return []finding{bad("proxy", "its CA could not be had: %v", err)}
 	}
-	host := r.Upstream[0]
-	through := &http.Transport{
-		Proxy:           http.ProxyURL(&url.URL{Scheme: "http", Host: r.Intercept}),
-		TLSClientConfig: &tls.Config{RootCAs: roots},
+	at := r.Intercept
+	if host, port, err := net.SplitHostPort(at); err == nil && isUnspecified(host) {
+		at = net.JoinHostPort(u.Hostname(), port) // by the name that the registry has
 	}
-	f := ping(ctx, through, "proxy", "https://"+host, r)
-	f.Says = "through " + r.Intercept + ": " + f.Says
+	through := &http.Transport{
+		Proxy:           http.ProxyURL(&url.URL{Scheme: "http", Host: at}),
+		TLSClientConfig: &tls.Config{RootCAs: roots},
+		OnProxyConnectResponse: func(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
+			if resp.StatusCode == http.StatusProxyAuthRequired {
+				return errLogin
+			}
+			return nil
+		},
+	}
+	f := ping(ctx, through, "proxy", "https://"+r.Upstream[0], r)
+	f.Says = "through " + at + ": " + f.Says
 	return []finding{f}
 }
+
+// errLogin is that a proxy wants to know who is there.
+var errLogin = errors.New("the proxy wants a login")

@@ -342,6 +342,10 @@ func (s *server) wireRegistry(ctx context.Context, upstreams map[string]*upstrea
 			line.Kind, line.Upstream, line.Repo, line.Tag = p.Kind.String(), p.Upstream, p.Repo, p.Tag
 			line.Digest, line.Source, line.Err = p.Digest.String(), p.Source, p.Err
 			s.visited(r, p)
+			if p.Unrecorded != nil {
+				s.log.Warn().Err(p.Unrecorded).Str("upstream", p.Upstream).Str("repo", p.Repo).Str("tag", p.Tag).
+					Msg("what a push made of this tag is not in the ledger yet; the next pull of it is asked about")
+			}
 		},
 	})
 	tlsConfig, err := s.wireTLS(ctx)
@@ -355,6 +359,11 @@ func (s *server) wireRegistry(ctx context.Context, upstreams map[string]*upstrea
 	s.registry = front.New(front.Options{Addr: s.cfg.Registry.Listen, Handler: handler, TLS: tlsConfig, Log: s.log, Access: access})
 	if err := s.registry.Listen(); err != nil {
 		return err
+	}
+	if s.acme != nil { // its server looks for us there
+		if err := s.acme.Manage(ctx); err != nil {
+			return err
+		}
 	}
 	return s.wireIntercept(handler, table, users, access)
 }
@@ -401,8 +410,8 @@ func (s *server) wireLogin() (*front.Htpasswd, func(*http.Request) (string, bool
 		return nil, nil, err
 	}
 	return users, func(r *http.Request) (string, bool) {
-		if user, ok := intercept.User(r.Context()); ok {
-			return user, true // it has named itself to the proxy
+		if c, ok := intercept.ClientOf(r.Context()); ok {
+			return c.User, users.Allows(c.User, c.Password)
 		}
 		user, password, ok := r.BasicAuth()
 		return user, ok && users.Allows(user, password)
@@ -444,7 +453,7 @@ func (s *server) wireCertificates(ctx context.Context) (cfg *tls.Config, err err
 			Dir: s.data.file("tls"), Hosts: t.Hosts, Directory: t.ACMEDirectory, Email: t.Email, Roots: roots,
 			HTTPAddr: t.ACMEHTTP, TLSAddr: s.cfg.Registry.Listen, Log: s.log,
 		})
-		if cfg, err = acme.Start(ctx); err == nil {
+		if cfg, err = acme.Start(); err == nil {
 			s.acme = acme
 		}
 	case config.TLSInternal:

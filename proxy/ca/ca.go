@@ -60,6 +60,10 @@ func Open(dir, name string, hosts ...string) (*Authority, error) {
 
 // Renew makes the authority anew, for hosts. Clients must trust the new one then.
 func Renew(dir, name string, hosts ...string) (*Authority, error) {
+	certFile, _ := files(dir, name)
+	if err := os.Remove(certFile); err != nil { // a crash from here on leaves none, and another is made
+		return nil, fmt.Errorf("CA %s in %s: %w", name, dir, err)
+	}
 	a, err := create(dir, name, hosts)
 	if err != nil {
 		return nil, fmt.Errorf("CA %s in %s: %w", name, dir, err)
@@ -200,7 +204,14 @@ func (a *Authority) Sign(tmpl *x509.Certificate, public crypto.PublicKey, lasts 
 
 // replaceFile writes a file so that a crash leaves all of it or nothing.
 func replaceFile(path string, data []byte, mode fs.FileMode) error {
-	if err := os.WriteFile(path+".tmp", data, mode); err != nil {
+	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
+	if err != nil {
+		return err
+	}
+	if _, err = f.Write(data); err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(path+".tmp", path)

@@ -35,6 +35,7 @@ type ACMEOptions struct {
 // ours. certmagic gets them, keeps them and renews them.
 type ACME struct {
 	o     ACMEOptions
+	cfg   *certmagic.Config
 	certs *certmagic.Cache
 }
 
@@ -52,11 +53,9 @@ func hostPort(addr string) (host string, port int, err error) {
 	return host, port, nil
 }
 
-// Start returns the configuration of a listener that presents the certificates,
-// and answers the server that checks its names. Those that are not here yet are
-// got behind, and all are renewed, until Stop: the server must find the listener
-// for that, and it starts without a network, too.
-func (a *ACME) Start(ctx context.Context) (*tls.Config, error) {
+// Start returns the configuration of a listener that presents the certificates that
+// there are, and answers the server that checks its names.
+func (a *ACME) Start() (*tls.Config, error) {
 	host, httpPort, err := hostPort(a.o.HTTPAddr)
 	if err != nil {
 		return nil, err
@@ -73,14 +72,20 @@ func (a *ACME) Start(ctx context.Context) (*tls.Config, error) {
 		CA: a.o.Directory, Email: a.o.Email, Agreed: true, TrustedRoots: a.o.Roots, Logger: logger,
 		ListenHost: host, AltHTTPPort: httpPort, AltTLSALPNPort: tlsPort,
 	})}
-	if err := cfg.ManageAsync(ctx, a.o.Hosts); err != nil {
-		certs.Stop()
-		return nil, fmt.Errorf("acme certificates: %w", err)
-	}
-	a.certs = certs
+	a.cfg, a.certs = cfg, certs
 	config := tlsConfig(cfg.GetCertificate)
 	config.NextProtos = append(config.NextProtos, acmeTLS)
 	return config, nil
+}
+
+// Manage loads the certificates, gets those that are not here yet, and renews all
+// until Stop. It does not wait: the server must find the listener, which is there
+// before it is called, and tidemark starts without a network, too.
+func (a *ACME) Manage(ctx context.Context) error {
+	if err := a.cfg.ManageAsync(ctx, a.o.Hosts); err != nil {
+		return fmt.Errorf("acme certificates: %w", err)
+	}
+	return nil
 }
 
 // acmeTLS is the protocol in which an ACME server checks a name (RFC 8737). What

@@ -52,7 +52,8 @@ func (f *clientCA) load() error {
 	if !pool.AppendCertsFromPEM(pem) {
 		return fmt.Errorf("CA of clients: %s holds no PEM certificate", f.path)
 	}
-	// A new configuration also forgets the sessions that the old CA had let begin.
+	// Sessions that the old CA had let begin are not resumed: crypto/tls checks the
+	// chain again.
 	f.strict = f.open.Clone()
 	f.strict.ClientAuth, f.strict.ClientCAs = tls.RequireAndVerifyClientCert, pool
 	f.stamp = info.ModTime()

@@ -6,9 +6,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
-	"slices"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -23,11 +22,12 @@ import (
 type Htpasswd struct {
 	path string
 	log  zerolog.Logger
-	key  [32]byte // of the hashes in checked
+	key  [32]byte      // of the hashes in checked
+	busy chan struct{} // holds one for each password that is compared: they must not take all processors
 
 	mu      sync.Mutex
 	users   map[string][]byte // bcrypt hashes
-	anyone  []byte            // one of them
+	anyone  []byte            // the one that takes longest
 	stamp   time.Time         // modification time of what users was read from
 	looked  time.Time
 	checked map[string][sha256.Size]byte // passwords that matched, by user, hashed
@@ -35,7 +35,7 @@ type Htpasswd struct {
 
 // OpenHtpasswd reads the users in a file.
 func OpenHtpasswd(path string, log zerolog.Logger) (*Htpasswd, error) {
-	h := &Htpasswd{path: path, log: log}
+	h := &Htpasswd{path: path, log: log, busy: make(chan struct{}, max(1, runtime.NumCPU()/2))}
 	_, _ = rand.Read(h.key[:]) // never fails
 	if err := h.load(); err != nil {
 		return nil, err
@@ -58,7 +58,12 @@ func (h *Htpasswd) load() error {
 		return fmt.Errorf("htpasswd %s: %w", h.path, err)
 	}
 	h.users, h.stamp = users, info.ModTime()
-	h.anyone = users[slices.Min(slices.Collect(maps.Keys(users)))]
+	h.anyone = nil
+	for _, hash := range users {
+		if h.anyone == nil || costOf(hash) > costOf(h.anyone) {
+			h.anyone = hash
+		}
+	}
 	h.checked = make(map[string][sha256.Size]byte)
 	return nil
 }
@@ -67,6 +72,14 @@ const (
 	bcryptLen   = 60 // bytes of a hash
 	passwordLen = 72 // bytes of a password that bcrypt looks at: longer ones would match in part
 )
+
+func costOf(hash []byte) int {
+	cost, err := bcrypt.Cost(hash)
+	if err != nil {
+		panic("front: a hash that was read is none: " + err.Error())
+	}
+	return cost
+}
 
 // parseHtpasswd reads lines of user:hash. What it refuses it does not repeat: a
 // line may be a password in the wrong place.
@@ -119,7 +132,10 @@ func (h *Htpasswd) Allows(user, password string) bool {
 	if ok && hmac.Equal(was[:], sum[:]) {
 		return true
 	}
-	if bcrypt.CompareHashAndPassword(hash, []byte(password)) != nil || !known {
+	h.busy <- struct{}{}
+	err := bcrypt.CompareHashAndPassword(hash, []byte(password))
+	<-h.busy
+	if err != nil || !known {
 		return false
 	}
 	h.mu.Lock()

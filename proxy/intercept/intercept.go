@@ -162,7 +162,7 @@ func (p *Proxy) Addr() net.Addr { return p.ln.Addr() }
 
 // serve answers a request to the proxy itself.
 func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) {
-	user, ok := p.mayUse(r)
+	who, ok := p.mayUse(r)
 	if !ok {
 		w.Header().Set("Proxy-Authenticate", `Basic realm="tidemark"`)
 		http.Error(w, "tidemark: this proxy wants a name and a password: HTTPS_PROXY=http://user:password@host:port", http.StatusProxyAuthRequired)
@@ -176,7 +176,7 @@ func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) {
 	name, ours := p.hosts[target]
 	switch {
 	case ours && r.URL.Host == r.Host:
-		p.intercept(w, r, name, user)
+		p.intercept(w, r, name, who)
 	case p.tunnel[target] && r.URL.Host == r.Host:
 		p.pass(w, r, target)
 	default:
@@ -185,24 +185,27 @@ func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// mayUse tells whether a client may use the proxy, and as whom.
-func (p *Proxy) mayUse(r *http.Request) (user string, ok bool) {
+// A Client is who named itself to the proxy.
+type Client struct{ User, Password string }
+
+// mayUse tells whether a client may use the proxy, and who it is.
+func (p *Proxy) mayUse(r *http.Request) (c Client, ok bool) {
 	if p.o.Login == nil {
-		return "", true
+		return Client{}, true
 	}
-	login := &http.Request{Header: http.Header{"Authorization": r.Header.Values("Proxy-Authorization")}}
-	user, password, ok := login.BasicAuth()
-	return user, ok && p.o.Login(user, password)
+	named := &http.Request{Header: http.Header{"Authorization": r.Header.Values("Proxy-Authorization")}}
+	c.User, c.Password, ok = named.BasicAuth()
+	return c, ok && p.o.Login(c.User, c.Password)
 }
 
 // intercept hands the client's connection out.
-func (p *Proxy) intercept(w http.ResponseWriter, r *http.Request, name, user string) {
+func (p *Proxy) intercept(w http.ResponseWriter, r *http.Request, name string, who Client) {
 	c, err := hijack(w)
 	if err != nil {
 		p.o.Log.Debug().Err(err).Msg("a client left while it was connected")
 		return
 	}
-	c.name, c.target, c.user = name, strings.ToLower(r.Host), user
+	c.name, c.target, c.who = name, strings.ToLower(r.Host), who
 	select {
 	case p.conns <- c:
 	case <-p.closed:
@@ -237,7 +240,7 @@ type conn struct {
 	net.Conn
 	name   string // for which a certificate is minted
 	target string // host:port, as the client asked for it
-	user   string // as whom the client named itself, "" if it need not
+	who    Client // if clients must say
 	early  []byte // what it sent before it was connected; read first
 }
 

@@ -94,13 +94,14 @@ func (p *Proxy) TLS() *tls.Config {
 
 type connKey struct{}
 
-// User is as whom the client of a connection named itself to the proxy.
-func User(ctx context.Context) (user string, ok bool) {
+// ClientOf is who named itself to the proxy when the connection of a request began.
+// Whether it still may is to be asked again.
+func ClientOf(ctx context.Context) (Client, bool) {
 	c, ok := ctx.Value(connKey{}).(*conn)
 	if !ok {
-		return "", false
+		return Client{}, false
 	}
-	return c.user, true
+	return c.who, true
 }
 
 // Context is http.Server's ConnContext: it keeps to which host a connection is.

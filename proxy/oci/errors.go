@@ -9,18 +9,19 @@ import (
 
 // The error codes of distribution-spec, "Error Codes", as far as pulls use them.
 const (
-	BlobUnknown     = "BLOB_UNKNOWN"
-	Denied          = "DENIED"
-	DigestInvalid   = "DIGEST_INVALID"
-	ManifestUnknown = "MANIFEST_UNKNOWN"
-	NameInvalid     = "NAME_INVALID"
-	NameUnknown     = "NAME_UNKNOWN"
-	TagInvalid      = "TAG_INVALID"
-	TooManyRequests = "TOOMANYREQUESTS"
-	Unauthorized    = "UNAUTHORIZED"
-	Unavailable     = "UNAVAILABLE"
-	Unsupported     = "UNSUPPORTED"
-	Unknown         = "UNKNOWN"
+	BlobUnknown       = "BLOB_UNKNOWN"
+	BlobUploadUnknown = "BLOB_UPLOAD_UNKNOWN"
+	Denied            = "DENIED"
+	DigestInvalid     = "DIGEST_INVALID"
+	ManifestUnknown   = "MANIFEST_UNKNOWN"
+	NameInvalid       = "NAME_INVALID"
+	NameUnknown       = "NAME_UNKNOWN"
+	TagInvalid        = "TAG_INVALID"
+	TooManyRequests   = "TOOMANYREQUESTS"
+	Unauthorized      = "UNAUTHORIZED"
+	Unavailable       = "UNAVAILABLE"
+	Unsupported       = "UNSUPPORTED"
+	Unknown           = "UNKNOWN"
 )
 
 // An Error is an answer that refuses a request. Message is for a person: what

@@ -7,6 +7,7 @@ import (
 	_ "crypto/sha512"
 	"fmt"
 	"net/http"
+	"net/url"
 	"regexp"
 	"strings"
 
@@ -133,14 +134,14 @@ func reads(method string) bool { return method == http.MethodGet || method == ht
 // a change goes on with, is the registry's own business.
 func split(path string, changes bool) (name string, kind Kind, ref string, ok bool) {
 	if i := strings.LastIndex(path, "/blobs/uploads/"); changes && i >= 0 {
-		return path[:i], Push, "", true
+		return path[:i], Push, "", !leadsAway(path[i:])
 	}
 	head, ref, ok := cutLast(path)
 	if !ok {
 		return "", 0, "", false
 	}
 	if name, ok := strings.CutSuffix(head, "/blobs/uploads"); ok {
-		return name, Push, "", true
+		return name, Push, "", !leadsAway(ref)
 	}
 	name, word, ok := cutLast(head)
 	if !ok {
@@ -167,6 +168,23 @@ func split(path string, changes bool) (name string, kind Kind, ref string, ok bo
 		}
 	}
 	return "", 0, "", false
+}
+
+// leadsAway tells a path that whoever reads it next may take for another one.
+func leadsAway(path string) bool {
+	for component := range strings.SplitSeq(path, "/") {
+		for range 3 { // however often it is decoded on the way
+			if component == "." || component == ".." || strings.ContainsAny(component, "/\\") {
+				return true
+			}
+			decoded, err := url.PathUnescape(component)
+			if err != nil || decoded == component {
+				break
+			}
+			component = decoded
+		}
+	}
+	return false
 }
 
 func cutLast(s string) (before, after string, ok bool) {

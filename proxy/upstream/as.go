@@ -39,9 +39,9 @@ func (c *callers) name(authorization string) string {
 	return string(m.Sum(nil))
 }
 
-// unlimited tells a rate limit that is not the caller's: it is of those who ask
-// with other credentials, or says nothing about them.
-func (u *Upstream) unlimited(e *Error) bool {
+// isOthersLimit tells a rate limit that was told to somebody else than this caller,
+// whose own may be another.
+func (u *Upstream) isOthersLimit(e *Error) bool {
 	return u.caller != "" && e.Status == http.StatusTooManyRequests
 }
 

@@ -33,6 +33,13 @@ type authTransport struct {
 	basic   map[string]bool // endpoints, by host, that ask for Basic
 	tokens  map[audience]token
 	refused map[audience]refusal
+	wrong   map[login]time.Time // until when a credential is taken for wrong
+}
+
+// A login is a credential where it was sent.
+type login struct {
+	host string // of an endpoint or a realm
+	cred Credential
 }
 
 // An audience is what a token is good for: a scope at one endpoint.
@@ -43,16 +50,14 @@ type token struct {
 	until time.Time
 }
 
-// A refusal is that we may not have something, or that our credentials are wrong.
-// It is believed for a while: asking again and again with a wrong password locks
-// accounts.
+// A refusal is that we may not have something. It is believed for a while.
 type refusal struct {
 	err   *Error
 	until time.Time
 }
 
 const (
-	refusedFor          = 30 * time.Second // what credentials were refused for
+	refusedFor          = 30 * time.Second // of credentials: trying wrong ones again and again locks accounts
 	refusedAnonymousFor = 3 * time.Second  // somebody may just make it public
 )
 
@@ -86,10 +91,13 @@ func (t *authTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	_, _ = io.CopyN(io.Discard, resp.Body, maxErrorBody) // so that the connection is used again
 	resp.Body.Close()
 	second := req.Clone(req.Context())
-	if _, err := t.authorize(second, to); err != nil {
+	if sent, err = t.authorize(second, to); err != nil {
 		return nil, err
 	}
 	resp, err = t.own.RoundTrip(second)
+	if err == nil && resp.StatusCode == http.StatusUnauthorized && sent != (Credential{}) {
+		t.takeForWrong(login{to.host, sent})
+	}
 	if err == nil && (resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden) {
 		t.refuse(to, resp.StatusCode)
 	}
@@ -107,10 +115,8 @@ func (t *authTransport) answer(req *http.Request, resp *http.Response, to audien
 		}
 		return true, t.fetchToken(req, bearer, to, authorization)
 	case basic && strings.HasPrefix(authorization, "Basic "):
-		// A password of a helper may have run out.
-		t.keys.drop(sent)
-		cred, err := t.keys.get(req.Context())
-		return cred != sent, err
+		again, err := t.renew(req.Context(), login{to.host, sent})
+		return again != sent, err
 	case basic:
 		cred, err := t.keys.get(req.Context())
 		if err != nil || cred.Username == "" {
@@ -122,6 +128,33 @@ func (t *authTransport) answer(req *http.Request, resp *http.Response, to audien
 		return true, nil
 	}
 	return false, nil
+}
+
+// renew has a credential taken for wrong, and returns the one to use instead: that
+// of a helper may only have run out. It may be the same.
+func (t *authTransport) renew(ctx context.Context, was login) (Credential, error) {
+	t.takeForWrong(was)
+	return t.keys.get(ctx)
+}
+
+func (t *authTransport) takeForWrong(l login) {
+	t.mu.Lock()
+	if len(t.wrong) >= maxTokens {
+		clear(t.wrong)
+	}
+	t.wrong[l] = time.Now().Add(refusedFor)
+	t.mu.Unlock()
+	t.keys.drop(l.cred)
+}
+
+// isWrong is that a credential was refused lately where it is to be sent, or nil.
+func (t *authTransport) isWrong(l login) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if l.cred == (Credential{}) || !time.Now().Before(t.wrong[l]) {
+		return nil
+	}
+	return &Error{Status: http.StatusUnauthorized, Remembered: true, Message: "the configured credentials were refused moments ago"}
 }
 
 // wasRefused is what was said lately to a request for to, or nil.
@@ -168,6 +201,9 @@ func (t *authTransport) authorize(req *http.Request, to audience) (Credential, e
 	if basic {
 		cred, err := t.keys.get(req.Context())
 		if err != nil {
+			return Credential{}, err
+		}
+		if err := t.isWrong(login{to.host, cred}); err != nil {
 			return Credential{}, err
 		}
 		req.SetBasicAuth(cred.Username, cred.Password)
@@ -284,17 +320,23 @@ func (t *authTransport) tokenFor(ctx context.Context, realm *url.URL, service, s
 	if err != nil {
 		return token{}, err
 	}
+	if err := t.isWrong(login{realm.Host, cred}); err != nil {
+		return token{}, err
+	}
 	tok, err := t.askRealm(ctx, realm, service, scope, cred)
 	var told *Error
-	if !errors.As(err, &told) || told.Status != http.StatusUnauthorized {
+	if !errors.As(err, &told) || told.Status != http.StatusUnauthorized || cred == (Credential{}) {
 		return tok, err
 	}
-	t.keys.drop(cred)
-	again, kerr := t.keys.get(ctx)
+	again, kerr := t.renew(ctx, login{realm.Host, cred})
 	if kerr != nil || again == cred {
 		return tok, err
 	}
-	return t.askRealm(ctx, realm, service, scope, again)
+	tok, err = t.askRealm(ctx, realm, service, scope, again)
+	if errors.As(err, &told) && told.Status == http.StatusUnauthorized {
+		t.takeForWrong(login{realm.Host, again})
+	}
+	return tok, err
 }
 
 // askRealm requests a token as distribution's token specification says: with GET

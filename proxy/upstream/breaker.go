@@ -27,19 +27,39 @@ const (
 	breakerErrors = 3                      // server errors that open it
 )
 
-// refuses returns why the endpoint is not to be asked now, or nil. The caller
-// that gets nil after a break is the probe; others are refused until it is done.
-func (b *breaker) refuses() *Error {
+// A probe is the right to find out whether a break is over. Who holds it gives it
+// back to done.
+type probe bool
+
+// refuses returns why the endpoint is not to be asked now, or nil. The caller that
+// gets nil after a break holds the probe; others are refused until it is done.
+func (b *breaker) refuses() (*Error, probe) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.cause == nil {
-		return nil
+		return nil, false
 	}
-	left := time.Until(b.until)
-	if left <= 0 && !b.probing {
+	if !b.probing && time.Until(b.until) <= 0 {
 		b.probing = true
+		return nil, true
+	}
+	return b.refusal(), false
+}
+
+// open returns why the endpoint is not to be asked now, or nil, to one who does not
+// find out for others.
+func (b *breaker) open() *Error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.cause == nil || time.Until(b.until) <= 0 {
 		return nil
 	}
+	return b.refusal()
+}
+
+// refusal tells what opened the breaker. b.mu is held.
+func (b *breaker) refusal() *Error {
+	left := time.Until(b.until)
 	e := *b.cause
 	if left > 0 && e.RetryAfter > 0 {
 		e.RetryAfter = left
@@ -56,17 +76,18 @@ func (b *breaker) refuses() *Error {
 // is not the endpoint's trouble, or with trouble. A caller who has left says
 // nothing about the endpoint, and a client that asks with its own credentials has
 // a rate limit of its own.
-func (b *breaker) done(left bool, e *Error, theirs bool) {
+func (b *breaker) done(p probe, left bool, e *Error, theirs bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	probe := b.probing
-	b.probing = false
+	if p {
+		b.probing = false
+	}
 	switch {
 	case left:
 	case theirs && (e != nil && e.Status == http.StatusTooManyRequests || b.cause != nil && b.cause.Status == http.StatusTooManyRequests):
 	case e == nil || !e.worthAnotherEndpoint():
-		b.errors, b.wait, b.cause = 0, 0, nil
-	case b.cause != nil && !probe:
+		b.errors, b.wait, b.cause, b.probing = 0, 0, nil, false
+	case b.cause != nil && !bool(p):
 		// Asked before it opened: one break is not many because many were waiting.
 	default:
 		if b.errors++; e.Status >= http.StatusInternalServerError && b.errors < breakerErrors {

@@ -12,6 +12,9 @@ import (
 	"time"
 )
 
+// refusalOf leaves out who holds the probe.
+func refusalOf(e *Error, _ probe) *Error { return e }
+
 func fellSilent() *Error {
 	return &Error{Upstream: "hub", Op: "GET /v2/", Err: syscall.ECONNREFUSED}
 }
@@ -24,11 +27,11 @@ func untilProbe(t *testing.T, b *breaker) time.Duration {
 	t.Helper()
 	wait := time.Until(b.until)
 	time.Sleep(wait - 1)
-	if b.refuses() == nil {
+	if refusalOf(b.refuses()) == nil {
 		t.Errorf("a request goes through before %v are over", wait)
 	}
 	synctestStep()
-	if e := b.refuses(); e != nil {
+	if e := refusalOf(b.refuses()); e != nil {
 		t.Errorf("no probe goes through after %v: %v", wait, e)
 	}
 	return wait
@@ -40,11 +43,11 @@ func untilProbe(t *testing.T, b *breaker) time.Duration {
 func TestSilenceOpensAndOneProbeCloses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b breaker
-		if e := b.refuses(); e != nil {
+		if e := refusalOf(b.refuses()); e != nil {
 			t.Errorf("a new breaker refuses: %v", e)
 		}
-		b.done(false, fellSilent(), false)
-		e := b.refuses()
+		b.done(probe(b.probing), false, fellSilent(), false)
+		e := refusalOf(b.refuses())
 		if e == nil || !errors.Is(e, syscall.ECONNREFUSED) || e.Status != 0 || !strings.Contains(e.Error(), "not asked again for ") {
 			t.Errorf("after silence: %v, want refused with its cause", e)
 		}
@@ -52,13 +55,13 @@ func TestSilenceOpensAndOneProbeCloses(t *testing.T) {
 			t.Errorf("the probe goes through after %v, want %v and up to a quarter more", took, breakerFirst)
 		}
 		for range 5 {
-			if b.refuses() == nil {
+			if refusalOf(b.refuses()) == nil {
 				t.Error("a second probe goes through beside the first")
 			}
 		}
-		b.done(false, nil, false)
+		b.done(probe(b.probing), false, nil, false)
 		for range 5 {
-			if e := b.refuses(); e != nil {
+			if e := refusalOf(b.refuses()); e != nil {
 				t.Errorf("after a good probe: %v, want nobody refused", e)
 			}
 		}
@@ -71,14 +74,14 @@ func TestFailedProbesDoubleTheWait(t *testing.T) {
 		var b breaker
 		want := breakerFirst
 		for range 12 {
-			b.done(false, fellSilent(), false)
+			b.done(probe(b.probing), false, fellSilent(), false)
 			if took := untilProbe(t, &b); took < want || took > want*5/4 {
 				t.Errorf("wait = %v, want %v and up to a quarter more", took, want)
 			}
 			want = min(want*2, breakerMost)
 		}
-		b.done(false, nil, false)
-		b.done(false, fellSilent(), false)
+		b.done(probe(b.probing), false, nil, false)
+		b.done(probe(b.probing), false, fellSilent(), false)
 		if took := untilProbe(t, &b); took > breakerFirst*5/4 {
 			t.Errorf("wait after a success and a failure = %v, want %v again", took, breakerFirst)
 		}
@@ -89,10 +92,10 @@ func TestFailedProbesDoubleTheWait(t *testing.T) {
 func TestLostProbeIsFollowedByAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b breaker
-		b.done(false, fellSilent(), false)
+		b.done(probe(b.probing), false, fellSilent(), false)
 		untilProbe(t, &b)
-		b.done(true, fellSilent(), false)
-		if e := b.refuses(); e != nil {
+		b.done(probe(b.probing), true, fellSilent(), false)
+		if e := refusalOf(b.refuses()); e != nil {
 			t.Errorf("after a lost probe: %v, want another one", e)
 		}
 	})
@@ -103,7 +106,7 @@ func TestConcurrentFailuresAreOneBreak(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b breaker
 		for range 10 {
-			b.done(false, fellSilent(), false)
+			b.done(probe(b.probing), false, fellSilent(), false)
 		}
 		if took := untilProbe(t, &b); took > breakerFirst*5/4 {
 			t.Errorf("ten failures at once break for %v, want %v", took, breakerFirst)
@@ -131,23 +134,23 @@ func TestStatusesOpenTheBreaker(t *testing.T) {
 		var b breaker
 		failure := &Error{Upstream: "hub", Op: "GET /v2/", Status: 502}
 		for range 3 {
-			b.done(false, failure, false)
-			b.done(false, failure, false)
-			if e := b.refuses(); e != nil {
+			b.done(probe(b.probing), false, failure, false)
+			b.done(probe(b.probing), false, failure, false)
+			if e := refusalOf(b.refuses()); e != nil {
 				t.Errorf("after two server errors: %v, want nobody refused", e)
 			}
-			b.done(false, nil, false)
+			b.done(probe(b.probing), false, nil, false)
 		}
 		for range 3 {
-			b.done(false, failure, false)
+			b.done(probe(b.probing), false, failure, false)
 		}
-		if e := b.refuses(); e == nil || e.Status != 502 {
+		if e := refusalOf(b.refuses()); e == nil || e.Status != 502 {
 			t.Errorf("after three server errors: %v, want refused with 502", e)
 		}
 
-		b.done(false, nil, false)
-		b.done(false, &Error{Upstream: "hub", Op: "GET /v2/", Status: 429, RetryAfter: time.Minute}, false)
-		e := b.refuses()
+		b.done(probe(b.probing), false, nil, false)
+		b.done(probe(b.probing), false, &Error{Upstream: "hub", Op: "GET /v2/", Status: 429, RetryAfter: time.Minute}, false)
+		e := refusalOf(b.refuses())
 		if e == nil || e.Status != 429 || e.RetryAfter != time.Minute {
 			t.Errorf("after 429: %+v, want refused with 429 for a minute", e)
 		}

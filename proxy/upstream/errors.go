@@ -29,8 +29,7 @@ type Error struct {
 	Remembered bool          // the answer is one that upstream gave before, to somebody else
 	Err        error         // the cause, when it is not upstream's status
 
-	// Caller is whose credentials were sent: what AsKey says of a client's, "" of
-	// the configuration's. What upstream asks of that client is in Challenge, as
+	// Caller is who asked, as Upstream.Caller has it. What upstream asks of that client is in Challenge, as
 	// WWW-Authenticate had it.
 	Caller    string
 	Challenge []string
@@ -89,7 +88,7 @@ func (e *Error) worthAnotherEndpoint() bool {
 
 // nonsense reports an answer that cannot be believed.
 func (u *Upstream) nonsense(req *http.Request, err error) *Error {
-	return &Error{Upstream: u.name, Op: req.Method + " " + req.URL.Path, Nonsense: true, Err: err}
+	return &Error{Upstream: u.name, Op: req.Method + " " + req.URL.Path, Nonsense: true, Caller: u.caller, Err: err}
 }
 
 // maxErrorBody bounds what is read of an error's body in bytes.

@@ -20,15 +20,17 @@ type Pushed struct {
 
 // Push sends p to the first endpoint, once, with the rights of the caller. What
 // comes back is the answer, whatever its status, but for one that refuses the
-// caller or cannot be believed: that is an error. The caller closes the body.
+// caller or cannot be believed: that is an error. The caller closes the body. How a
+// push ends says nothing about pulls, and the client may be what made it fail: the
+// breaker is not told.
 func (u *Upstream) Push(ctx context.Context, p *Pushed) (*http.Response, error) {
 	op := p.Method + " " + p.Path
 	if u.offline {
 		return nil, &Error{Upstream: u.name, Op: op, Err: ErrOffline}
 	}
 	e := u.endpoints[0]
-	if refusal := e.breaker.refuses(); refusal != nil && !u.unlimited(refusal) {
-		refusal.Op = op
+	if refusal := e.breaker.open(); refusal != nil && !u.isOthersLimit(refusal) {
+		refusal.Op, refusal.Caller = op, u.caller
 		return nil, refusal
 	}
 	target := strings.TrimSuffix(e.url.String(), "/") + p.Path
@@ -54,17 +56,13 @@ func (u *Upstream) Push(ctx context.Context, p *Pushed) (*http.Response, error) 
 	if err != nil {
 		ue := &Error{Upstream: u.name, Op: op, Err: err, Caller: u.caller}
 		u.observe(0)
-		e.breaker.done(true, ue, true) // the client that sends may be what failed
 		return nil, ue
 	}
 	u.observe(resp.StatusCode)
 	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden || resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 500 {
 		defer resp.Body.Close()
-		ue := u.refusal(resp, op)
-		e.breaker.done(false, ue, true)
-		return nil, ue
+		return nil, u.refusal(resp, op)
 	}
-	e.breaker.done(false, nil, true)
 	return resp, nil
 }
 

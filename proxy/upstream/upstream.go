@@ -13,6 +13,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strconv"
 	"strings"
@@ -117,11 +118,11 @@ func New(o Options) *Upstream {
 	idle := orDefault(o.IdleTimeout, idleTimeout)
 	own := idleTransport{newTransport(dial.own, tlsConfig, o, 0), idle}
 	foreign := idleTransport{newTransport(dial.foreign, tlsConfig, o, 0), idle}
-	r.pushing = newTransport(dial.own, tlsConfig, o, pushTimeout)
+	r.pushing = idleTransport{newTransport(dial.own, tlsConfig, o, pushTimeout), idle}
 	r.auth = &authTransport{
 		own: own, foreign: foreign,
 		endpoints: o.Endpoints, realms: o.TokenRealms, keys: keyring{ask: o.Credentials},
-		basic: make(map[string]bool), tokens: make(map[audience]token), refused: make(map[audience]refusal),
+		basic: make(map[string]bool), tokens: make(map[audience]token), refused: make(map[audience]refusal), wrong: make(map[login]time.Time),
 	}
 	r.redirect = dial.checkRedirect
 	return &Upstream{registry: r, client: &http.Client{Transport: r.auth, CheckRedirect: r.redirect}}
@@ -264,12 +265,33 @@ type Blob struct {
 
 // HeadBlob asks for the size of a blob, -1 if upstream does not tell.
 func (u *Upstream) HeadBlob(ctx context.Context, repository string, dgst digest.Digest) (int64, error) {
+	size, _, err := u.StatBlob(ctx, repository, dgst)
+	return size, err
+}
+
+// StatBlob is HeadBlob, and tells whether the answer names the digest. Where upstream
+// redirects to a store of objects, that does not.
+func (u *Upstream) StatBlob(ctx context.Context, repository string, dgst digest.Digest) (size int64, named bool, err error) {
 	resp, err := u.do(ctx, http.MethodHead, blobPath(repository, dgst), nil)
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	resp.Body.Close()
-	return resp.ContentLength, nil
+	named, err = u.named(resp, dgst)
+	return resp.ContentLength, named, err
+}
+
+// named tells whether an answer about content names its digest. One that names
+// another, or is a page for people, is no answer about it.
+func (u *Upstream) named(resp *http.Response, dgst digest.Digest) (bool, error) {
+	claim := resp.Header.Get("Docker-Content-Digest")
+	if claim != "" && claim != dgst.String() {
+		return false, u.nonsense(resp.Request, fmt.Errorf("asked for %s, its Docker-Content-Digest is %.100q", dgst, claim))
+	}
+	if t, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); claim == "" && err == nil && t == "text/html" {
+		return false, u.nonsense(resp.Request, errors.New("it is a page for people"))
+	}
+	return claim != "", nil
 }
 
 // GetBlob opens a blob from byte off on, up to n bytes or, when n is -1, to its
@@ -388,19 +410,24 @@ const referrerPages = 50
 func (u *Upstream) Referrers(ctx context.Context, repository string, subject digest.Digest) ([]Referrer, error) {
 	base := "/v2/" + repository + "/referrers/" + subject.String()
 	var all []Referrer
-	path := base
+	path, size := base, 0
 	for range referrerPages {
 		page, next, err := u.referrersPage(ctx, path)
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, page...)
+		for _, r := range page {
+			size += len(r.Descriptor)
+		}
+		if all = append(all, page...); size > oci.MaxManifest {
+			break
+		}
 		if next == nil {
 			return all, nil
 		}
 		path = base + "?" + next.Query().Encode()
 	}
-	return nil, &Error{Upstream: u.name, Op: "GET " + base, Nonsense: true, Err: errors.New("the list of referrers does not end")}
+	return nil, &Error{Upstream: u.name, Op: "GET " + base, Nonsense: true, Caller: u.caller, Err: errors.New("the list of referrers is too long")}
 }
 
 func (u *Upstream) referrersPage(ctx context.Context, path string) (page []Referrer, next *url.URL, err error) {
@@ -446,7 +473,7 @@ func nextLink(header string) (*url.URL, bool) {
 func (u *Upstream) readAll(resp *http.Response, path string, limit int64) ([]byte, error) {
 	body, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
-		return nil, &Error{Upstream: u.name, Op: "GET " + path, Err: err}
+		return nil, &Error{Upstream: u.name, Op: "GET " + path, Caller: u.caller, Err: err}
 	}
 	if int64(len(body)) > limit {
 		return nil, u.nonsense(resp.Request, fmt.Errorf("the answer is larger than %d bytes", limit))
@@ -459,23 +486,24 @@ func (u *Upstream) readAll(resp *http.Response, path string, limit int64) ([]byt
 func (u *Upstream) do(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
 	op := method + " " + path
 	if u.offline {
-		return nil, &Error{Upstream: u.name, Op: op, Err: ErrOffline}
+		return nil, &Error{Upstream: u.name, Op: op, Caller: u.caller, Err: ErrOffline}
 	}
 	if u.missing.has(u.caller + path) {
-		return nil, &Error{Upstream: u.name, Op: op, Status: http.StatusNotFound, Remembered: true, Message: "upstream said so moments ago"}
+		return nil, &Error{Upstream: u.name, Op: op, Status: http.StatusNotFound, Remembered: true, Caller: u.caller, Message: "upstream said so moments ago"}
 	}
 	var err error
 	began := time.Now()
 	for i, e := range u.endpoints {
-		if refusal := e.breaker.refuses(); refusal != nil && !u.unlimited(refusal) {
-			refusal.Op = op
+		refusal, probe := e.breaker.refuses()
+		if refusal != nil && !u.isOthersLimit(refusal) {
+			refusal.Op, refusal.Caller = op, u.caller
 			err = refusal
 			continue
 		}
 		// One that hangs leaves time for those after it.
 		patience := (u.timeout - time.Since(began)) / time.Duration(len(u.endpoints)-i)
 		var resp *http.Response
-		resp, err = u.askWithin(ctx, patience, e, method, path, header)
+		resp, err = u.askWithin(ctx, patience, probe, e, method, path, header)
 		if err == nil {
 			u.answered(nil)
 			return resp, nil
@@ -491,7 +519,7 @@ func (u *Upstream) do(ctx context.Context, method, path string, header http.Head
 		case ue.Status == http.StatusNotFound:
 			u.missing.add(u.caller + path)
 			u.answered(nil)
-		case ctx.Err() == nil && ue.worthAnotherEndpoint() && !u.unlimited(ue):
+		case ctx.Err() == nil && ue.worthAnotherEndpoint() && !u.isOthersLimit(ue):
 			u.answered(ue)
 		}
 	}
@@ -526,10 +554,10 @@ func silent(ctx context.Context) (silence, bool) {
 }
 
 // askWithin is ask, which gets patience for the head of the answer.
-func (u *Upstream) askWithin(ctx context.Context, patience time.Duration, e *endpoint, method, path string, header http.Header) (*http.Response, error) {
+func (u *Upstream) askWithin(ctx context.Context, patience time.Duration, probe probe, e *endpoint, method, path string, header http.Header) (*http.Response, error) {
 	actx, cancel := context.WithCancelCause(ctx)
 	late := time.AfterFunc(patience, func() { cancel(silence(patience)) })
-	resp, err := u.ask(actx, e, method, path, header)
+	resp, err := u.ask(actx, probe, e, method, path, header)
 	if err != nil || !late.Stop() {
 		if err == nil {
 			resp.Body.Close()
@@ -555,9 +583,11 @@ func (b *endingBody) Close() error {
 }
 
 // ask sends one request to one endpoint, and tells its breaker how it went.
-func (u *Upstream) ask(ctx context.Context, e *endpoint, method, path string, header http.Header) (*http.Response, error) {
+func (u *Upstream) ask(ctx context.Context, probe probe, e *endpoint, method, path string, header http.Header) (*http.Response, error) {
 	op := method + " " + path
-	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(e.url.String(), "/")+path, nil)
+	connected, wrote := false, false
+	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected = true }, WroteHeaders: func() { wrote = true }}
+	req, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), method, strings.TrimSuffix(e.url.String(), "/")+path, nil)
 	if err != nil {
 		return nil, &Error{Upstream: u.name, Op: op, Err: err}
 	}
@@ -580,7 +610,9 @@ func (u *Upstream) ask(ctx context.Context, e *endpoint, method, path string, he
 			u.observe(0)
 		}
 		ue.Caller = u.caller
-		e.breaker.done(hasLeft(ctx), ue, u.caller != "")
+		// What could not even be sent, and what was known before, says nothing of it.
+		unasked := ue.Remembered || ue.Ours || connected && !wrote
+		e.breaker.done(probe, unasked || hasLeft(ctx), ue, u.caller != "")
 		return nil, ue
 	}
 	u.observe(resp.StatusCode)
@@ -593,12 +625,12 @@ func (u *Upstream) ask(ctx context.Context, e *endpoint, method, path string, he
 		}
 	}
 	if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent {
-		e.breaker.done(false, nil, u.caller != "")
+		e.breaker.done(probe, false, nil, u.caller != "")
 		return resp, nil
 	}
 	defer resp.Body.Close()
 	ue := u.refusal(resp, op)
-	e.breaker.done(hasLeft(ctx), ue, u.caller != "")
+	e.breaker.done(probe, hasLeft(ctx), ue, u.caller != "")
 	return nil, ue
 }
 

@@ -23,6 +23,7 @@ const (
 	Redirect = "redirect" // the content is at another host
 	Endless  = "endless"  // the body never ends
 	Garbage  = "garbage"  // the body is a page of HTML
+	Login    = "login"    // it leads to a page where people log in
 )
 
 // A Fault is something that goes wrong with requests.
@@ -65,7 +66,7 @@ func (r *Registry) faultFor(q *http.Request) *Fault {
 	defer r.mu.Unlock()
 	for _, f := range r.faults {
 		if f.Times != 0 && (f.Method == "" || f.Method == q.Method) && strings.Contains(q.URL.Path, f.Path) &&
-			!(f.Name == Redirect && q.Host == hostOf(r.cdn.URL)) {
+			!(f.Name == Redirect && q.Host == hostOf(r.cdn.URL)) && !(f.Name == Login && q.URL.Path == "/login") {
 			f.Times--
 			return f
 		}
@@ -111,6 +112,8 @@ func (w *faultyWriter) begin() bool {
 	case Garbage:
 		w.Header().Set("Content-Type", "text/html")
 		fmt.Fprint(w, "<html><body>Welcome to the hotel's network</body></html>")
+	case Login:
+		http.Redirect(w, w.q, w.r.srv.URL+"/login", http.StatusFound)
 	case Endless:
 		w.Header().Set("Content-Type", "application/vnd.oci.image.index.v1+json")
 		for {

@@ -132,6 +132,7 @@ type Registry struct {
 	readers   map[string][]string             // of a private repository: the Authorizations that may read it
 	only      map[digest.Digest][]string      // the repositories of a blob that not all have
 	referrers map[string][]ocispec.Descriptor // "repo@subject"; nil is a registry without lists
+	hides     bool                            // private repositories are 404 to strangers
 }
 
 // New starts a registry without content on loopback.
@@ -216,6 +217,13 @@ func (r *Registry) PushPrivate(repo, tag string, img Image, authorizations ...st
 	for _, c := range append(slices.Clone(img.Layers), img.Config) {
 		r.only[c.Digest] = append(r.only[c.Digest], repo)
 	}
+}
+
+// Hide has private repositories be 404 to those who may not read them.
+func (r *Registry) Hide() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hides = true
 }
 
 // Refer puts a manifest into repo and on the list of what refers to subject. The
@@ -382,6 +390,8 @@ func (r *Registry) private(q *http.Request) int {
 	switch {
 	case !private, slices.Contains(readers, sent), q.Host == hostOf(r.cdn.URL):
 		return 0
+	case r.hides:
+		return http.StatusNotFound
 	case sent == "":
 		return http.StatusUnauthorized
 	}
@@ -426,6 +436,9 @@ func (r *Registry) answer(w *faultyWriter, q *http.Request) {
 	switch {
 	case q.URL.Path == "/v2/":
 		fmt.Fprint(w, "{}")
+	case q.URL.Path == "/login":
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		fmt.Fprint(w, "<html><body>Log in</body></html>")
 	case strings.HasSuffix(q.URL.Path, "/tags/list"):
 		r.listTags(w, q, repo)
 	case strings.Contains(q.URL.Path, "/referrers/") && r.listReferrers(w, repo, ref):
