@@ -117,7 +117,11 @@ func isDockerConfig(path string) error {
 	if err != nil {
 		return err
 	}
-	var v map[string]any
+	var v struct {
+		Auths       map[string]map[string]any `json:"auths"`
+		CredsStore  string                    `json:"credsStore"`
+		CredHelpers map[string]string         `json:"credHelpers"`
+	}
 	if json.Unmarshal(data, &v) != nil {
 		return fmt.Errorf("%s is no config.json of Docker", path)
 	}

@@ -154,8 +154,9 @@ func (c *Config) validateRegistry(d *decoder) {
 			d.fail("registry.tls.hosts", nil, "mode acme needs the names to have certificates for")
 		}
 		for i, h := range t.Hosts {
-			if !hostGrammar.MatchString(strings.ToLower(h)) || strings.Contains(h, ":") {
-				d.fail(fmt.Sprintf("registry.tls.hosts[%d]", i), nil, "%q is not a host name", h)
+			_, aerr := netip.ParseAddr(h)
+			if aerr == nil || !hostGrammar.MatchString(strings.ToLower(h)) || strings.Contains(h, ":") {
+				d.fail(fmt.Sprintf("registry.tls.hosts[%d]", i), nil, "%q is not a host name, which mode acme is for", h)
 			}
 		}
 		if u, err := url.Parse(t.ACMEDirectory); err != nil || u.Scheme != "https" || u.Host == "" {
