@@ -61,7 +61,7 @@ func Open(dir, name string, hosts ...string) (*Authority, error) {
 // Renew makes the authority anew, for hosts. Clients must trust the new one then.
 func Renew(dir, name string, hosts ...string) (*Authority, error) {
 	certFile, _ := files(dir, name)
-	if err := os.Remove(certFile); err != nil { // a crash from here on leaves none, and another is made
+	if err := os.Remove(certFile); err != nil && !errors.Is(err, fs.ErrNotExist) { // a crash from here on leaves none, and another is made
 		return nil, fmt.Errorf("CA %s in %s: %w", name, dir, err)
 	}
 	a, err := create(dir, name, hosts)
@@ -102,12 +102,12 @@ func read(dir, name string) (*Authority, error) {
 		return nil, fmt.Errorf("its key: %w; if it is lost, remove the certificate, too, and another CA is made", err)
 	}
 	pair, err := tls.X509KeyPair(certPEM, keyPEM)
-	if err != nil {
-		return nil, err
-	}
 	signer, ok := pair.PrivateKey.(crypto.Signer)
-	if !ok || !pair.Leaf.IsCA {
-		return nil, errors.New("it cannot sign")
+	if err == nil && (!ok || !pair.Leaf.IsCA) {
+		err = errors.New("it is no CA")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s with its key %s: %w; put back the right ones, or remove both, and another CA is made", certFile, keyFile, err)
 	}
 	return &Authority{certFile, pair.Leaf, signer, certPEM}, nil
 }
@@ -127,6 +127,7 @@ func create(dir, name string, hosts []string) (*Authority, error) {
 		NotBefore:             now.Add(-time.Hour), // clocks differ
 		NotAfter:              now.Add(valid),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, // and for nothing else
 		BasicConstraintsValid: true,
 		IsCA:                  true,
 		MaxPathLenZero:        true,
@@ -204,7 +205,10 @@ func (a *Authority) Sign(tmpl *x509.Certificate, public crypto.PublicKey, lasts 
 
 // replaceFile writes a file so that a crash leaves all of it or nothing.
 func replaceFile(path string, data []byte, mode fs.FileMode) error {
-	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
+	if err := os.Remove(path + ".tmp"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
 		return err
 	}

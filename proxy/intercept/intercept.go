@@ -62,6 +62,7 @@ type Proxy struct {
 const (
 	headerTimeout = 10 * time.Second // for a client to say what it wants
 	dialTimeout   = 5 * time.Second  // for the host of a tunnel to answer
+	halfClosed    = time.Minute      // for a client to end what the host has ended
 	maxHeader     = 64 << 10
 )
 
@@ -172,16 +173,16 @@ func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "tidemark: this is a proxy for https (CONNECT) to registries; the registry itself listens on registry.listen", http.StatusForbidden)
 		return
 	}
-	target := strings.ToLower(r.Host)
+	target := strings.ToLower(r.RequestURI) // host:port and nothing else (RFC 9112, section 3.2.3)
 	name, ours := p.hosts[target]
 	switch {
-	case ours && r.URL.Host == r.Host:
+	case ours:
 		p.intercept(w, r, name, who)
-	case p.tunnel[target] && r.URL.Host == r.Host:
+	case p.tunnel[target]:
 		p.pass(w, r, target)
 	default:
-		p.o.Log.Warn().Str("target", fmt.Sprintf("%.300q", r.Host)).Str("client", r.RemoteAddr).Msg("a client wanted to be connected to a host that is not configured")
-		http.Error(w, fmt.Sprintf("tidemark: %.300q is neither an upstream (upstreams) nor a host to be tunnelled (registry.intercept.tunnel) in tidemark's configuration; add it to one of them", r.Host), http.StatusForbidden)
+		p.o.Log.Warn().Str("target", fmt.Sprintf("%.300q", r.RequestURI)).Str("client", r.RemoteAddr).Msg("a client wanted to be connected to a host that is not configured")
+		http.Error(w, fmt.Sprintf("tidemark: %.300q is neither an upstream (upstreams) nor a host to be tunnelled (registry.intercept.tunnel) in tidemark's configuration; add it to one of them", r.RequestURI), http.StatusForbidden)
 	}
 }
 
@@ -205,7 +206,7 @@ func (p *Proxy) intercept(w http.ResponseWriter, r *http.Request, name string, w
 		p.o.Log.Debug().Err(err).Msg("a client left while it was connected")
 		return
 	}
-	c.name, c.target, c.who = name, strings.ToLower(r.Host), who
+	c.name, c.target, c.who = name, strings.ToLower(r.RequestURI), who
 	select {
 	case p.conns <- c:
 	case <-p.closed:
@@ -281,9 +282,16 @@ func (p *Proxy) pass(w http.ResponseWriter, r *http.Request, target string) {
 		_, _ = io.Copy(there, here) // either end may hang up
 		_ = there.(*net.TCPConn).CloseWrite()
 	}()
+	defer func() { there.Close(); here.Close(); <-done }()
 	_, _ = io.Copy(here, there)
-	here.Close()
-	<-done
+	if half, ok := here.Conn.(*net.TCPConn); ok {
+		_ = half.CloseWrite() // the client may still have something to say
+	}
+	select {
+	case <-done:
+	case <-time.After(halfClosed):
+	case <-r.Context().Done():
+	}
 }
 
 // begin counts a tunnel, unless the proxy has ended.

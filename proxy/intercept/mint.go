@@ -52,11 +52,11 @@ func (m *mint) certificate(host string) (*tls.Certificate, error) {
 		}
 		m.key = key
 	}
-	tmpl := &x509.Certificate{Subject: pkix.Name{CommonName: host}}
+	tmpl := new(x509.Certificate)
 	if ip := net.ParseIP(host); ip != nil {
-		tmpl.IPAddresses = []net.IP{ip}
+		tmpl.IPAddresses = []net.IP{ip} // and no common name, which OpenSSL takes for a host's
 	} else {
-		tmpl.DNSNames = []string{host}
+		tmpl.Subject, tmpl.DNSNames = pkix.Name{CommonName: host}, []string{host}
 	}
 	chain, err := m.ca.Sign(tmpl, m.key.Public(), certValid)
 	if err != nil {
@@ -79,6 +79,7 @@ func (m *mint) certificate(host string) (*tls.Certificate, error) {
 func (p *Proxy) TLS() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"},
+		SessionTicketsDisabled: true, // a session of one host is not to be resumed at another
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			c, ok := hello.Conn.(*conn)
 			if !ok {

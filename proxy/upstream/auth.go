@@ -251,8 +251,9 @@ func (t *authTransport) fetchToken(req *http.Request, challenge map[string]strin
 		if ok && time.Now().Before(tok.until) && "Bearer "+tok.value != rejected {
 			return nil, nil
 		}
-		// It is everybody's: the one who asked first may leave.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(req.Context()), tokenTimeout)
+		// It is everybody's: the one who asked first may leave, and what is traced of
+		// his request is not of this one.
+		ctx, cancel := context.WithTimeout(context.Background(), tokenTimeout)
 		defer cancel()
 		tok, err := t.tokenFor(ctx, realm, challenge["service"], to.scope)
 		if err != nil {

@@ -187,7 +187,7 @@ func (h *helper) Output() ([]byte, error) {
 }
 
 // maybeSecret is what a helper says that is not to be repeated.
-var maybeSecret = regexp.MustCompile(`(?i)^\s*\{|secret|passw|token|auth|key`)
+var maybeSecret = regexp.MustCompile(`(?i)^\s*\{|secret|passw|token|auth|\bkey\b|_key`)
 
 // maxHelperWords bounds what is repeated of a helper in bytes.
 const maxHelperWords = 300

@@ -585,8 +585,8 @@ func (b *endingBody) Close() error {
 // ask sends one request to one endpoint, and tells its breaker how it went.
 func (u *Upstream) ask(ctx context.Context, probe probe, e *endpoint, method, path string, header http.Header) (*http.Response, error) {
 	op := method + " " + path
-	connected, wrote := false, false
-	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected = true }, WroteHeaders: func() { wrote = true }}
+	var connected, wrote atomic.Bool // set by the transport's own goroutines
+	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }, WroteHeaders: func() { wrote.Store(true) }}
 	req, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), method, strings.TrimSuffix(e.url.String(), "/")+path, nil)
 	if err != nil {
 		return nil, &Error{Upstream: u.name, Op: op, Err: err}
@@ -611,7 +611,7 @@ func (u *Upstream) ask(ctx context.Context, probe probe, e *endpoint, method, pa
 		}
 		ue.Caller = u.caller
 		// What could not even be sent, and what was known before, says nothing of it.
-		unasked := ue.Remembered || ue.Ours || connected && !wrote
+		unasked := ue.Remembered || ue.Ours || connected.Load() && !wrote.Load()
 		e.breaker.done(probe, unasked || hasLeft(ctx), ue, u.caller != "")
 		return nil, ue
 	}
