@@ -8,7 +8,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/rs/zerolog"
 )
@@ -17,9 +16,10 @@ import (
 // authority in a file, and for no others. The file is read again when it has
 // changed; while it cannot be, the authority from before counts.
 func RequireClients(cfg *tls.Config, caFile string, log zerolog.Logger) (*tls.Config, error) {
-	f := &clientCA{path: caFile, open: cfg, log: log}
-	if err := f.load(); err != nil {
-		return nil, err
+	f := &clientCA{open: cfg, log: log}
+	f.file = follower{paths: []string{caFile}, read: func() error { return f.read(caFile) }}
+	if err := f.file.load(); err != nil {
+		return nil, fmt.Errorf("CA of clients: %w", err)
 	}
 	strict := cfg.Clone()
 	strict.GetConfigForClient = f.config
@@ -28,35 +28,27 @@ func RequireClients(cfg *tls.Config, caFile string, log zerolog.Logger) (*tls.Co
 
 // clientCA is an authority of clients that follows its file.
 type clientCA struct {
-	path string
 	open *tls.Config // which asks nobody for a certificate
 	log  zerolog.Logger
 
 	mu     sync.Mutex
+	file   follower
 	strict *tls.Config
-	stamp  time.Time
-	looked time.Time
 }
 
-// load reads the file. f.mu is held, or f is not shared yet.
-func (f *clientCA) load() error {
-	info, err := os.Stat(f.path)
+// read makes the configuration for clients of the authority in a file. Sessions that
+// another one had let begin are not resumed with it: crypto/tls checks the chain again.
+func (f *clientCA) read(path string) error {
+	pem, err := os.ReadFile(path)
 	if err != nil {
-		return fmt.Errorf("CA of clients: %w", err)
-	}
-	pem, err := os.ReadFile(f.path)
-	if err != nil {
-		return fmt.Errorf("CA of clients: %w", err)
+		return err
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return fmt.Errorf("CA of clients: %s holds no PEM certificate", f.path)
+		return fmt.Errorf("%s holds no PEM certificate", path)
 	}
-	// Sessions that the old CA had let begin are not resumed: crypto/tls checks the
-	// chain again.
 	f.strict = f.open.Clone()
 	f.strict.ClientAuth, f.strict.ClientCAs = tls.RequireAndVerifyClientCert, pool
-	f.stamp = info.ModTime()
 	return nil
 }
 
@@ -67,15 +59,8 @@ func (f *clientCA) config(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if now := time.Now(); now.Sub(f.looked) >= fileCheck {
-		f.looked = now
-		info, err := os.Stat(f.path)
-		if err == nil && !info.ModTime().Equal(f.stamp) {
-			err = f.load()
-		}
-		if err != nil {
-			f.log.Warn().Err(err).Msg("the CA of clients could not be read again; the old one counts")
-		}
+	if err := f.file.follow(); err != nil {
+		f.log.Warn().Err(err).Msg("the CA of clients could not be read again; the old one counts")
 	}
 	return f.strict, nil
 }

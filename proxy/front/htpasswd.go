@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/crypto/bcrypt"
@@ -20,44 +19,39 @@ import (
 // bcrypt hashes. The file is read again when it has changed; while it cannot be,
 // those read before are used.
 type Htpasswd struct {
-	path string
 	log  zerolog.Logger
 	key  [32]byte      // of the hashes in checked
 	busy chan struct{} // holds one for each password that is compared: they must not take all processors
 
 	mu      sync.Mutex
-	users   map[string][]byte // bcrypt hashes
-	anyone  []byte            // the one that takes longest
-	stamp   time.Time         // modification time of what users was read from
-	looked  time.Time
-	checked map[string][sha256.Size]byte // passwords that matched, by user, hashed
+	file    follower
+	users   map[string][]byte            // bcrypt hashes
+	anyone  []byte                       // the one that takes longest
+	checked map[string][sha256.Size]byte // passwords that matched users, hashed; another map with other users
 }
 
 // OpenHtpasswd reads the users in a file.
 func OpenHtpasswd(path string, log zerolog.Logger) (*Htpasswd, error) {
-	h := &Htpasswd{path: path, log: log, busy: make(chan struct{}, max(1, runtime.NumCPU()/2))}
+	h := &Htpasswd{log: log, busy: make(chan struct{}, max(1, runtime.NumCPU()/2))}
 	_, _ = rand.Read(h.key[:]) // never fails
-	if err := h.load(); err != nil {
-		return nil, err
+	h.file = follower{paths: []string{path}, read: func() error { return h.read(path) }}
+	if err := h.file.load(); err != nil {
+		return nil, fmt.Errorf("htpasswd: %w", err)
 	}
 	return h, nil
 }
 
-// load reads the file. h.mu is held, or h is not shared yet.
-func (h *Htpasswd) load() error {
-	info, err := os.Stat(h.path)
+// read takes over the users in a file. h.mu is held, or h is not shared yet.
+func (h *Htpasswd) read(path string) error {
+	data, err := os.ReadFile(path)
 	if err != nil {
-		return fmt.Errorf("htpasswd: %w", err)
-	}
-	data, err := os.ReadFile(h.path)
-	if err != nil {
-		return fmt.Errorf("htpasswd: %w", err)
+		return err
 	}
 	users, err := parseHtpasswd(data)
 	if err != nil {
-		return fmt.Errorf("htpasswd %s: %w", h.path, err)
+		return fmt.Errorf("%s: %w", path, err)
 	}
-	h.users, h.stamp = users, info.ModTime()
+	h.users = users
 	h.anyone = nil
 	for _, hash := range users {
 		if h.anyone == nil || costOf(hash) > costOf(h.anyone) {
@@ -121,13 +115,15 @@ func (h *Htpasswd) Allows(user, password string) bool {
 	m.Write([]byte(password))
 	sum := [sha256.Size]byte(m.Sum(nil))
 	h.mu.Lock()
-	h.follow()
+	if err := h.file.follow(); err != nil {
+		h.log.Warn().Err(err).Msg("the users could not be read again; those from before may enter")
+	}
 	hash, known := h.users[user]
 	if !known {
 		hash = h.anyone // so that it takes the time that a wrong password takes
 	}
-	was, ok := h.checked[user]
-	stamp := h.stamp
+	checked := h.checked
+	was, ok := checked[user]
 	h.mu.Unlock()
 	if ok && hmac.Equal(was[:], sum[:]) {
 		return true
@@ -140,27 +136,6 @@ func (h *Htpasswd) Allows(user, password string) bool {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.stamp.Equal(stamp) {
-		h.checked[user] = sum
-	}
+	checked[user] = sum // which nobody looks at any more if there are other users now
 	return true
-}
-
-// follow reads the file again if it has changed. h.mu is held.
-func (h *Htpasswd) follow() {
-	now := time.Now()
-	if now.Sub(h.looked) < fileCheck {
-		return
-	}
-	h.looked = now
-	info, err := os.Stat(h.path)
-	if err == nil && info.ModTime().Equal(h.stamp) {
-		return
-	}
-	if err == nil {
-		err = h.load()
-	}
-	if err != nil {
-		h.log.Warn().Err(err).Msg("the users could not be read again; those from before may enter")
-	}
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"os"
 	"sync"
 	"time"
 
@@ -25,67 +24,37 @@ func tlsConfig(get func(*tls.ClientHelloInfo) (*tls.Certificate, error)) *tls.Co
 // read from files, and read again when they have changed. While the new ones
 // cannot be read, the old ones are used.
 func Files(certFile, keyFile string, log zerolog.Logger) (*tls.Config, error) {
-	f := &fileCert{certFile: certFile, keyFile: keyFile, log: log}
-	if err := f.load(); err != nil {
-		return nil, err
+	f := &fileCert{log: log}
+	f.files = follower{paths: []string{certFile, keyFile}, read: func() error {
+		cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+		if err != nil {
+			return fmt.Errorf("certificate %s with key %s: %w", certFile, keyFile, err)
+		}
+		f.cert = &cert
+		return nil
+	}}
+	if err := f.files.load(); err != nil {
+		return nil, fmt.Errorf("certificate: %w", err)
 	}
 	return tlsConfig(f.get), nil
 }
 
 // fileCert is a certificate that follows its files.
 type fileCert struct {
-	certFile, keyFile string
-	log               zerolog.Logger
+	log zerolog.Logger
 
-	mu      sync.Mutex
-	cert    *tls.Certificate
-	stamp   [2]time.Time // modification times of what cert was read from
-	checked time.Time
+	mu    sync.Mutex
+	files follower
+	cert  *tls.Certificate
 }
-
-// fileCheck is how often files that may change are looked at.
-const fileCheck = time.Second
 
 func (f *fileCert) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if now := time.Now(); now.Sub(f.checked) >= fileCheck {
-		f.checked = now
-		if stamp, err := f.stat(); err != nil || stamp != f.stamp {
-			if err == nil {
-				err = f.load()
-			}
-			if err != nil {
-				f.log.Warn().Err(err).Msg("certificate could not be read again; the old one is used")
-			}
-		}
+	if err := f.files.follow(); err != nil {
+		f.log.Warn().Err(err).Msg("certificate could not be read again; the old one is used")
 	}
 	return f.cert, nil
-}
-
-func (f *fileCert) stat() (stamp [2]time.Time, err error) {
-	for i, name := range []string{f.certFile, f.keyFile} {
-		info, err := os.Stat(name)
-		if err != nil {
-			return stamp, err
-		}
-		stamp[i] = info.ModTime()
-	}
-	return stamp, nil
-}
-
-// load reads the files. f.mu is held, or f is not shared yet.
-func (f *fileCert) load() error {
-	stamp, err := f.stat()
-	if err != nil {
-		return fmt.Errorf("certificate: %w", err)
-	}
-	cert, err := tls.LoadX509KeyPair(f.certFile, f.keyFile)
-	if err != nil {
-		return fmt.Errorf("certificate %s with key %s: %w", f.certFile, f.keyFile, err)
-	}
-	f.cert, f.stamp = &cert, stamp
-	return nil
 }
 
 // Internal is a certificate authority of our own, for hosts that no public one
