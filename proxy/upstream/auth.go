@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -138,13 +139,30 @@ func (t *authTransport) renew(ctx context.Context, was login) (Credential, error
 }
 
 func (t *authTransport) takeForWrong(l login) {
+	t.keys.drop(l.cred) // first: who finds it wrong finds another one
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	if len(t.wrong) >= maxTokens {
 		clear(t.wrong)
 	}
 	t.wrong[l] = time.Now().Add(refusedFor)
-	t.mu.Unlock()
-	t.keys.drop(l.cred)
+}
+
+// credential is the one to send to a host, unless it was refused there lately.
+func (t *authTransport) credential(ctx context.Context, host string) (Credential, error) {
+	cred, err := t.keys.get(ctx)
+	if err != nil {
+		return Credential{}, err
+	}
+	wrong := t.isWrong(login{host, cred})
+	if wrong == nil {
+		return cred, nil
+	}
+	again, err := t.keys.get(ctx) // somebody may have renewed it just now
+	if err != nil || again == cred {
+		return Credential{}, cmp.Or(err, wrong)
+	}
+	return again, nil
 }
 
 // isWrong is that a credential was refused lately where it is to be sent, or nil.
@@ -199,11 +217,8 @@ func (t *authTransport) authorize(req *http.Request, to audience) (Credential, e
 	basic, tok := t.basic[to.host], t.tokens[to]
 	t.mu.Unlock()
 	if basic {
-		cred, err := t.keys.get(req.Context())
+		cred, err := t.credential(req.Context(), to.host)
 		if err != nil {
-			return Credential{}, err
-		}
-		if err := t.isWrong(login{to.host, cred}); err != nil {
 			return Credential{}, err
 		}
 		req.SetBasicAuth(cred.Username, cred.Password)
@@ -317,11 +332,8 @@ const (
 // tokenFor gets a token with the credential of now. One that the realm refuses may
 // have run out: it is asked for anew, once.
 func (t *authTransport) tokenFor(ctx context.Context, realm *url.URL, service, scope string) (token, error) {
-	cred, err := t.keys.get(ctx)
+	cred, err := t.credential(ctx, realm.Host)
 	if err != nil {
-		return token{}, err
-	}
-	if err := t.isWrong(login{realm.Host, cred}); err != nil {
 		return token{}, err
 	}
 	tok, err := t.askRealm(ctx, realm, service, scope, cred)
