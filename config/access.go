@@ -23,8 +23,8 @@ func (c *Config) validateAccess(d *decoder) {
 			d.fail("registry.push", nil, "pass needs the client's own credentials for the upstream, and registry.auth.mode basic takes them for this server's; use passthrough")
 		}
 	case AuthPassthrough:
-		if c.Tags.Offline {
-			d.fail("registry.auth.mode", nil, "passthrough asks upstreams what a client may have, and tags.offline asks none; use basic or none")
+		if c.Tags.Offline || c.Audit.Preset == "airgap" {
+			d.fail("registry.auth.mode", nil, "passthrough asks upstreams what a client may have, and offline none is asked; use basic or none")
 		}
 	default:
 		d.fail("registry.auth.mode", nil, "%q is not one of %s, %s, %s", r.Auth.Mode, AuthNone, AuthBasic, AuthPassthrough)
@@ -36,6 +36,21 @@ func (c *Config) validateAccess(d *decoder) {
 		d.fail("registry.push", nil, "%q is neither %s nor %s", r.Push, PushDeny, PushPass)
 	}
 	c.validateIntercept(d)
+}
+
+// validateAddresses refuses two listeners on one address.
+func (c *Config) validateAddresses(d *decoder) {
+	taken := make(map[string]string)
+	for _, l := range []struct{ path, addr string }{
+		{"registry.listen", c.Registry.Listen}, {"admin.listen", c.Admin.Listen}, {"registry.intercept.listen", c.Registry.Intercept.Listen},
+	} {
+		if other := taken[l.addr]; other != "" && !strings.HasSuffix(l.addr, ":0") {
+			d.fail(l.path, nil, "%s is %s already", l.addr, other)
+		}
+		if l.addr != "" {
+			taken[l.addr] = l.path
+		}
+	}
 }
 
 func (c *Config) validateIntercept(d *decoder) {

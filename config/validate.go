@@ -21,11 +21,12 @@ func (c *Config) validate(d *decoder) {
 	}
 	c.validateRegistry(d)
 	c.validateAdmin(d)
+	c.validateAddresses(d)
 	for _, name := range sortedKeys(c.Upstreams) {
 		c.validateUpstream(d, name, c.Upstreams[name])
 	}
 	if c.Upstreams[c.DefaultUpstream] == nil && !d.isSpoiled("upstreams") {
-		d.fail("default_upstream", nil, "%q is not one of upstreams: %s", c.DefaultUpstream, strings.Join(sortedKeys(c.Upstreams), ", "))
+		d.fail("default_upstream", nil, "%q is not one of upstreams: %s. Those that are built in are gone once there is upstreams: add it there, or set default_upstream to another", c.DefaultUpstream, strings.Join(sortedKeys(c.Upstreams), ", "))
 	}
 	c.validateHosts(d)
 	if c.Tags.Refresh != RefreshBlocking && c.Tags.Refresh != RefreshBackground {
@@ -33,6 +34,9 @@ func (c *Config) validate(d *decoder) {
 	}
 	if c.Cache.MaxBytes.Percent == 0 && c.Cache.MaxBytes.Bytes == 0 {
 		d.fail("cache.max_bytes", nil, "a cache of no size keeps nothing")
+	}
+	if n := c.Cache.MaxBytes.Bytes; n > 0 && n < leastCache {
+		d.fail("cache.max_bytes", nil, "a cache of %d bytes holds no image; sizes are written 10GiB, shares 80%%", n)
 	}
 	if c.Cache.MinFree.Percent == 100 {
 		d.fail("cache.min_free", nil, "a cache that leaves everything free keeps nothing")
@@ -42,6 +46,9 @@ func (c *Config) validate(d *decoder) {
 		d.fail("audit.origin", nil, "%q is not a name such as tidemark.example/prod: no spaces, no +", o)
 	}
 }
+
+// leastCache is less than the smallest images have, in bytes.
+const leastCache = 64 << 10
 
 func (c *Config) validateAudit(d *decoder) {
 	a := &c.Audit

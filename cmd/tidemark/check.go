@@ -16,7 +16,12 @@ Then print the effective configuration, with every default and secrets masked, a
 the policy that its rules and preset make.
 Nothing is dialled and nothing is written.`,
 		Example: "  tidemark check -c /etc/tidemark.yaml",
-		Args:    cobra.NoArgs,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("the file is named with -c: tidemark check -c %s", args[0])
+			}
+			return nil
+		},
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(path, nil)
 			if err != nil {

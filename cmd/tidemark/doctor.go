@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -64,6 +66,9 @@ what is held or denied. Exit code 1 if something is wrong.`,
 				return usage(err)
 			}
 			d.image = ref.String()
+		}
+		if info, err := os.Stat(d.root); err != nil || !info.IsDir() {
+			return usage(fmt.Errorf("--root %s is no folder", d.root))
 		}
 		if d.registry != "" {
 			if _, err := parseRegistry(d.registry); err != nil {
@@ -152,7 +157,7 @@ func (d *doctor) examine(c *cobra.Command) ([]finding, error) {
 		return nil, err
 	}
 	found = append(found, held...)
-	return append(found, clientFindings(d.root, d.address(s.Registry), s.Registry)...), nil
+	return append(found, d.clients(c.Context(), s.Registry)...), nil
 }
 
 // address is the address of the registry as clients have it.
@@ -225,29 +230,47 @@ func (d *doctor) upstreams(c *cobra.Command, s admin.Status) (found []finding, e
 			conditions[u.Name] = "; " + u.Condition.Type + " since " + stamp(u.Condition.Since)
 		}
 	}
+	asked := d.image == ""
 	for _, u := range checks.Upstreams {
 		found = append(found, upstreamFinding(u, conditions[u.Name]))
 		if u.Image != nil {
-			f := good("image", "%s is answered by %s in %d ms", d.image, u.Name, u.Image.Millis)
-			if u.Image.Error != "" {
-				f = bad("image", "%s: %s", d.image, u.Image.Error)
-			}
-			found = append(found, f)
+			asked = true
+			found = append(found, imageFinding(d.image, u, s.Registry.Auth))
 		}
 		if off := time.Duration(u.ClockAhead * float64(time.Second)); off.Abs() >= clockNote {
 			found = append(found, clockFinding("the clock of "+u.Name, off, "the server's"))
 		}
 	}
+	if !asked {
+		registry, _, _ := strings.Cut(d.image, "/")
+		found = append(found, bad("image", "%s: %s is not one of upstreams; add it there", d.image, registry))
+	}
 	return found, nil
+}
+
+// imageFinding judges how an image is answered. Where clients come with rights of
+// their own, a refusal to us says nothing.
+func imageFinding(image string, u admin.UpstreamCheck, auth string) finding {
+	refused := u.Image.Status == http.StatusUnauthorized || u.Image.Status == http.StatusForbidden
+	switch {
+	case u.Image.Error == "":
+		return good("image", "%s is answered by %s in %d ms", image, u.Name, u.Image.Millis)
+	case refused && auth == "passthrough":
+		return remark("image", "%s is not for everybody: clients must be logged in to %s (registry.auth.mode: passthrough)", image, u.Name)
+	}
+	return bad("image", "%s: %s", image, u.Image.Error)
 }
 
 // upstreamFinding judges one upstream. A 401 without credentials is an answer: most
 // registries want a token, which everybody may have.
 func upstreamFinding(u admin.UpstreamCheck, condition string) finding {
 	says := fmt.Sprintf("%s answers in %d ms", u.Name, u.Anonymous.Millis)
+	if u.Anonymous.Status == http.StatusUnauthorized {
+		says += ", and wants a login or a token"
+	}
 	isBad := u.Anonymous.Status == 0 || u.Anonymous.Status >= 500 || u.Anonymous.Status == http.StatusTooManyRequests
 	if isBad {
-		says = u.Name + ": " + u.Anonymous.Error
+		says = u.Anonymous.Error
 	}
 	if u.Own != nil && !isBad {
 		says += ", and takes the configured credentials"
@@ -284,5 +307,6 @@ func (d *doctor) holds(c *cobra.Command) (found []finding, err error) {
 			}
 		}
 	}
-	return append(found, good("holds", "%d tags are held; clients get the digest from before, which is no error to them", held)), nil
+	says := map[bool]string{true: "1 tag is held", false: fmt.Sprintf("%d tags are held", held)}[held == 1]
+	return append(found, good("holds", "%s; clients get the digest that is held, which is no error to them", says)), nil
 }

@@ -1,9 +1,10 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"net/url"
@@ -21,15 +22,32 @@ import (
 // A clientConfig is what the files of one client say about where it pulls from.
 type clientConfig struct {
 	client string
+	of     string // the upstream that it is about, "" for all
 	file   string
 	here   bool     // it comes here
-	past   []string // where it goes when it gets no answer here, or a 404
+	past   []string // where it goes when it gets no answer here, or a refusal
+	cas    []string // the files of CAs that it trusts for us, by its own rules; nil if it needs none
+	proxy  bool     // it comes by the intercepting proxy
+	login  bool     // and with a name and a password
 	err    error    // why the file could not be understood
 }
 
+// clients looks at the clients that are set up on this machine.
+func (d *doctor) clients(ctx context.Context, r admin.RegistryStatus) []finding {
+	var internal []byte
+	if r.TLS == "internal" {
+		var err error
+		if internal, err = d.get(ctx, "/ca/internal.crt", nil); err != nil {
+			internal = nil // told by what was tried before
+		}
+	}
+	return clientFindings(d.root, d.address(r), r, internal)
+}
+
 // clientFindings looks at the clients that are set up below root, and tells whether
-// they come to the registry, and whether they can get past it.
-func clientFindings(root, registry string, r admin.RegistryStatus) []finding {
+// they come to the registry, trust it, and can get past it. ca is what they must
+// trust, nil if nothing of their own.
+func clientFindings(root, registry string, r admin.RegistryStatus, ca []byte) []finding {
 	u, err := url.Parse(registry)
 	if err != nil {
 		return nil // told before
@@ -41,22 +59,62 @@ func clientFindings(root, registry string, r admin.RegistryStatus) []finding {
 		configs = append(configs, look(root, u.Host, r)...)
 	}
 	var found []finding
-	any := false
+	here := make(map[string][]string) // upstreams, by what is said of all of them
+	var order []string
+	say := func(c clientConfig, what string) {
+		if _, said := here[what]; !said {
+			order = append(order, what)
+		}
+		if c.of != "" {
+			here[what] = append(here[what], c.of)
+		} else {
+			here[what] = append(here[what], c.file)
+		}
+	}
 	for _, c := range configs {
 		switch {
 		case c.err != nil:
 			found = append(found, bad("client", "%s: %s cannot be understood: %v", c.client, c.file, c.err))
-		case c.here && len(c.past) > 0:
-			found = append(found, remark("bypass", "%s (%s) comes here, and goes to %s when this server does not answer or says 404: it is then not held back by any rule", c.client, c.file, strings.Join(c.past, ", ")))
-		case c.here:
-			found = append(found, good("client", "%s (%s) comes here, and to nobody else", c.client, c.file))
+			continue
+		case !c.here:
+			continue
+		case len(c.past) > 0:
+			say(c, "note bypass "+c.client+" comes here, and goes to the registry itself, or another mirror, when this server does not answer, says 404 or refuses a login: no rule holds back what it gets there")
+		default:
+			say(c, "ok client "+c.client+" comes here, and to nobody else")
 		}
-		any = any || c.here
+		if c.proxy && r.Auth == "basic" && !c.login {
+			found = append(found, bad("client", "%s (%s) has no name and password for the proxy, and is refused (registry.auth.mode: basic)", c.client, c.file))
+		}
+		if wrong := untrusted(root, c, ca); wrong != "" {
+			found = append(found, bad("client", "%s (%s) does not trust this server's CA: %s; tidemark setup installs it", c.client, c.file, wrong))
+		}
 	}
-	if !any {
+	for _, what := range order {
+		grade, rest, _ := strings.Cut(what, " ")
+		kind, says, _ := strings.Cut(rest, " ")
+		f := good(kind, "%s (%s)", says, strings.Join(here[what], ", "))
+		f.Note = grade == "note"
+		found = append(found, f)
+	}
+	if len(order) == 0 {
 		found = append(found, remark("client", "no client on this machine is set up to come to %s; tidemark setup does that", u.Host))
 	}
 	return found
+}
+
+// untrusted is why a client does not trust the CA, "" if it does or need not.
+func untrusted(root string, c clientConfig, ca []byte) string {
+	if ca == nil || c.cas == nil {
+		return ""
+	}
+	for _, file := range c.cas {
+		data, err := os.ReadFile(filepath.Join(root, file))
+		if err == nil && bytes.Contains(data, bytes.TrimSpace(ca)) {
+			return ""
+		}
+	}
+	return strings.Join(c.cas, " or ") + " is not there, or holds another one"
 }
 
 // readFile reads a file of a client; one that is not there is nothing.
@@ -86,14 +144,18 @@ func dockerConfigs(root, host string, r admin.RegistryStatus) []clientConfig {
 		}
 		daemon.here = slices.ContainsFunc(c.Mirrors, func(m string) bool { return isHost(m, host) })
 		daemon.past = []string{"Docker Hub"} // always
+		daemon.cas = []string{filepath.Join("etc/docker/certs.d", host, "ca.crt")}
 		return nil
 	})
 	configs := []clientConfig{daemon}
 	units, _ := filepath.Glob(filepath.Join(root, "etc/systemd/system/docker.service.d/*.conf")) // the pattern is well formed
 	for _, file := range units {
-		c := clientConfig{client: "docker's proxy", file: file}
+		c := clientConfig{client: "docker, by the proxy,", file: file, proxy: true}
 		c.err = readFile(file, func(data []byte) error {
 			c.here = r.Intercept != "" && strings.Contains(string(data), "HTTPS_PROXY=http") && strings.Contains(string(data), portOf(r.Intercept))
+			_, after, _ := strings.Cut(string(data), "HTTPS_PROXY=")
+			address, _, _ := strings.Cut(after, "\n")
+			c.login = strings.Contains(address, "@")
 			return nil
 		})
 		if c.here || c.err != nil {
@@ -130,12 +192,14 @@ func containerdConfigs(root, host string, _ admin.RegistryStatus) (configs []cli
 
 func hostsConfig(client, file, host string) clientConfig {
 	upstream := filepath.Base(filepath.Dir(file))
-	c := clientConfig{client: client + " for " + upstream, file: file}
+	c := clientConfig{client: client, of: upstream, file: file}
 	c.err = readFile(file, func(data []byte) error {
 		var t struct {
 			Server string `toml:"server"`
+			CA     any    `toml:"ca"`
 			Host   map[string]struct {
 				Capabilities []string `toml:"capabilities"`
+				CA           any      `toml:"ca"`
 			} `toml:"host"`
 		}
 		if err := gotoml.Unmarshal(data, &t); err != nil {
@@ -145,14 +209,14 @@ func hostsConfig(client, file, host string) clientConfig {
 			pulls := is.Capabilities == nil || slices.Contains(is.Capabilities, "pull") || slices.Contains(is.Capabilities, "resolve")
 			switch {
 			case isHost(h, host):
-				c.here = true
+				c.here, c.cas = true, texts(is.CA)
 			case pulls:
 				c.past = append(c.past, h)
 			}
 		}
 		switch {
 		case isHost(t.Server, host):
-			c.here = true
+			c.here, c.cas = true, texts(t.CA)
 		case t.Server == "":
 			c.past = append(c.past, upstream)
 		default:
@@ -162,6 +226,22 @@ func hostsConfig(client, file, host string) clientConfig {
 		return nil
 	})
 	return c
+}
+
+// texts reads a text or a list of them. Without one the system's CAs are trusted,
+// among which we do not look.
+func texts(v any) (out []string) {
+	switch v := v.(type) {
+	case string:
+		out = []string{v}
+	case []any:
+		for _, e := range v {
+			if s, ok := e.(string); ok {
+				out = append(out, s)
+			}
+		}
+	}
+	return out
 }
 
 // containersConfigs looks at registries.conf and what is added to it: podman,
@@ -185,7 +265,10 @@ func containersConfigs(root, host string, _ admin.RegistryStatus) []clientConfig
 			configs = append(configs, clientConfig{client: "podman and CRI-O", file: file, err: err})
 		}
 		for _, r := range t.Registry {
-			c := clientConfig{client: fmt.Sprintf("podman and CRI-O for %s", r.Prefix), file: file, here: isHost(r.Location, host)}
+			c := clientConfig{
+				client: "podman and CRI-O", of: r.Prefix, file: file, here: isHost(r.Location, host),
+				cas: []string{filepath.Join("etc/containers/certs.d", host, "ca.crt"), filepath.Join("etc/docker/certs.d", host, "ca.crt")},
+			}
 			for _, m := range r.Mirror {
 				if isHost(m.Location, host) {
 					c.here = true
@@ -216,7 +299,7 @@ func buildkitConfigs(root, host string, _ admin.RegistryStatus) (configs []clien
 	}
 	for _, name := range slices.Sorted(maps.Keys(t.Registry)) {
 		if slices.ContainsFunc(t.Registry[name].Mirrors, func(m string) bool { return isHost(m, host) }) {
-			configs = append(configs, clientConfig{client: "buildkit for " + name, file: file, here: true, past: []string{name}})
+			configs = append(configs, clientConfig{client: "buildkit", of: name, file: file, here: true, past: []string{name}})
 		}
 	}
 	return configs
@@ -247,7 +330,7 @@ func k3sConfigs(root, host string, _ admin.RegistryStatus) (configs []clientConf
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(t.Mirrors)) {
-		c := clientConfig{client: "k3s for " + name, file: file}
+		c := clientConfig{client: "k3s", of: name, file: file}
 		for _, e := range t.Mirrors[name].Endpoint {
 			if isHost(e, host) {
 				c.here = true

@@ -91,6 +91,10 @@ func (d *doctor) handshake(ctx context.Context, u *url.URL, roots *x509.CertPool
 			return remark("tls", "the certificate of %s is by the server's own CA: clients must trust it, as tidemark setup has it; it is valid until %s", addr, stamp(cert.NotAfter)), true
 		}
 	}
+	var plain tls.RecordHeaderError
+	if errors.As(err, &plain) {
+		return bad("tls", "%s speaks plain HTTP: its address begins with http://", addr), false
+	}
 	if err != nil {
 		return bad("tls", "%s: a client refuses the certificate: %v", addr, err), false
 	}
@@ -134,6 +138,8 @@ func ping(ctx context.Context, t *http.Transport, what, address string, r admin.
 	switch {
 	case resp.Header.Get("Docker-Distribution-Api-Version") == "":
 		return bad(what, "%s is answered by something that is no registry: %s", address, resp.Status)
+	case resp.StatusCode == http.StatusOK && r.Auth == "passthrough":
+		return good(what, "%s answers; clients have what they may have upstream (passthrough)", address)
 	case resp.StatusCode == http.StatusOK:
 		return good(what, "%s answers, and lets everybody in", address)
 	case resp.StatusCode == http.StatusUnauthorized:

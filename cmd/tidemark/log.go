@@ -194,6 +194,9 @@ func printEvent(w io.Writer, item admin.Event) error {
 	default:
 		line("at", "%s", stamp(e.Time))
 	}
+	if e.Evidence.Trigger == "push" {
+		line("pushed", "through this server")
+	}
 	if e.RevertsEvent != nil {
 		line("reverts", "event %s", e.RevertsEvent)
 	}

@@ -3,11 +3,15 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"tidemark/audit"
 	"tidemark/config"
+	"tidemark/proxy/front"
 )
 
 // watchInterval is what audit.gap_factor is a multiple of.
@@ -49,9 +53,25 @@ func checkPolicy(c *config.Config, fail func(path, message string)) {
 	}
 }
 
+// checkFiles looks at files whose content package config knows nothing of.
+func checkFiles(c *config.Config, fail func(path, message string)) {
+	checkPolicy(c, fail)
+	r := c.Registry
+	if r.Auth.Mode == config.AuthBasic && r.Auth.HtpasswdFile != "" {
+		if _, err := front.OpenHtpasswd(r.Auth.HtpasswdFile, zerolog.Nop()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			fail("registry.auth.htpasswd_file", err.Error())
+		}
+	}
+	if r.TLS.Mode == config.TLSFiles && r.TLS.CertFile != "" && r.TLS.KeyFile != "" {
+		if _, err := front.Files(r.TLS.CertFile, r.TLS.KeyFile, zerolog.Nop()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			fail("registry.tls.cert_file", err.Error())
+		}
+	}
+}
+
 // loadConfig reads a configuration whole.
 func loadConfig(path string, override func(*config.Config)) (*config.Config, error) {
-	c, err := config.Load(path, override, checkPolicy)
+	c, err := config.Load(path, override, checkFiles)
 	if err != nil {
 		where := "configuration " + path
 		if path == "" {

@@ -125,15 +125,21 @@ func (s *server) greet(w io.Writer) {
   admin     http://%s
   data      %s
 
+`, version(), u, s.admin.Addr(), data)
+	if s.cfg.Registry.Auth.Mode == config.AuthNone {
+		fmt.Fprintf(w, `
 To have Docker pull through it, put these lines into /etc/docker/daemon.json and reload Docker:
   { "registry-mirrors": ["%s"] }
   systemctl reload docker
-`, version(), u, s.admin.Addr(), data, u)
+`, u)
+	} else {
+		fmt.Fprintf(w, "\nClients must log in (registry.auth.mode: %s). What each of them needs: tidemark setup CLIENT -c FILE\n", s.cfg.Registry.Auth.Mode)
+	}
 	if s.internal != nil {
 		fmt.Fprintf(w, "\nClients must trust the internal CA: %s\n", s.internal.CA().Path())
 	}
 	if s.intercept != nil {
-		fmt.Fprintf(w, "\nFor all registries under their own names: tidemark setup docker --intercept\n  proxy     http://%s\n  CA        %s\n", s.intercept.Address(), s.interceptCA.Path())
+		fmt.Fprintf(w, "\nFor all registries under their own names: tidemark setup docker --intercept -c FILE\n  proxy     http://%s\n  CA        %s\n", s.intercept.Address(), s.interceptCA.Path())
 	}
 	fmt.Fprintln(w)
 }

@@ -28,8 +28,19 @@ and nothing at all when it is run again.`,
 		Example: `  tidemark setup docker                           # prints
   tidemark setup containerd -c tidemark.yaml --write
   tidemark setup podman --registry https://mirror.example:5050 --ca ca.crt --write`,
-		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+		// Flags belong to clients: who misspells one is to be told of that.
+		FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true},
+		RunE:               func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	c.Args = func(_ *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		var known []string
+		for _, sub := range c.Commands() {
+			known = append(known, sub.Name())
+		}
+		return fmt.Errorf("%q is no client that setup knows: %s; others name this server by its path, as docs/clients/others.md has it", args[0], strings.Join(known, ", "))
 	}
 	c.AddCommand(newSetupDocker(), newSetupContainerd(), newSetupPodman(), newSetupCRIO(), newSetupBuildKit(), newSetupK3s())
 	return c
@@ -97,6 +108,7 @@ type site struct {
 	registry  *url.URL   // scheme and host, nothing else
 	upstreams []string   // names, sorted
 	ca        *authority // nil when there is none to trust beside the system's
+	guessed   bool       // the registry's address is this machine's name, for want of a better one
 }
 
 // newSite is the site that the server's configuration and the flags describe. The
@@ -110,13 +122,17 @@ func newSite(cfg *config.Config, f *setupFlags) (*site, error) {
 	if s.upstreams, err = s.chosen(f.upstreams); err != nil {
 		return nil, usage(err)
 	}
+	data, err := filepath.Abs(cfg.Data)
+	if err != nil {
+		return nil, err
+	}
 	switch internal := cfg.Registry.TLS.Mode == config.TLSInternal; {
 	case f.intercept: // another CA, and no client's business with the registry's address
-		s.ca = &authority{file: filepath.Join(cfg.Data, "tls", "intercept-ca.crt"), served: "intercept.crt"}
+		s.ca = &authority{file: filepath.Join(data, "tls", "intercept-ca.crt"), served: "intercept.crt"}
 	case s.registry.Scheme == "http" && f.ca != "":
 		return nil, usage(fmt.Errorf("--ca is for TLS, and %s is plain HTTP", s.registry))
 	case s.registry.Scheme == "https" && (internal || f.ca != ""):
-		s.ca = &authority{file: filepath.Join(cfg.Data, "tls", "internal-ca.crt"), served: "internal.crt"}
+		s.ca = &authority{file: filepath.Join(data, "tls", "internal-ca.crt"), served: "internal.crt"}
 	}
 	if s.ca == nil {
 		return s, nil
@@ -125,6 +141,11 @@ func newSite(cfg *config.Config, f *setupFlags) (*site, error) {
 		s.ca.file, s.ca.served = f.ca, ""
 	} else {
 		s.ca.served = "http://" + clientAddr(cfg, cfg.Admin.Listen) + "/ca/" + s.ca.served
+	}
+	if f.intercept {
+		if _, err := s.proxyURL(f); err != nil { // before a CA is looked for that there is not
+			return nil, usage(err)
+		}
 	}
 	if f.write {
 		err = s.ca.read()
@@ -140,6 +161,8 @@ var hostGrammar = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|
 func (s *site) address(registry string) (*url.URL, error) {
 	if registry == "" {
 		registry = registryURL(s.cfg, s.cfg.Registry.Listen)
+		host, _, err := net.SplitHostPort(s.cfg.Registry.Listen)
+		s.guessed = err == nil && isUnspecified(host) && len(s.cfg.Registry.TLS.Hosts) == 0
 	}
 	u, err := url.Parse(registry)
 	if err != nil || !hostGrammar.MatchString(u.Host) || u.Scheme != "http" && u.Scheme != "https" {
@@ -183,6 +206,12 @@ func (s *site) notes(login string) []string {
 	var n []string
 	if s.cfg.Registry.Auth.Mode == config.AuthBasic {
 		n = append(n, "This server wants a name and a password (registry.auth.mode: basic). "+login)
+	}
+	if s.cfg.Registry.Auth.Mode == config.AuthPassthrough {
+		n = append(n, "Clients have here what they may have upstream (registry.auth.mode: passthrough). Many clients send a mirror no credentials, so that private images are not had in this way; the client's page says what was tried. With tidemark setup docker --intercept Docker has them.")
+	}
+	if s.guessed {
+		n = append(n, fmt.Sprintf("%s is a guess: %s stands for every address of the server. Name the right one with --registry.", s.registry, s.cfg.Registry.Listen))
 	}
 	if s.registry.Scheme == "https" && s.ca == nil && s.cfg.Registry.TLS.Mode != config.TLSACME {
 		n = append(n, "The client must trust the server's certificate. If it is not from a CA that the system knows, name that CA with --ca.")

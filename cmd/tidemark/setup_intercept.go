@@ -63,7 +63,10 @@ func planIntercept(s *site, f *setupFlags) (*plan, error) {
 		`The CA can sign for the upstreams only. The server makes another one when it gets upstreams that this one cannot sign for: run this again then. Containers do not use the proxy, and do not trust the CA.`,
 	}
 	if s.cfg.Registry.Auth.Mode == config.AuthBasic && proxy.User == nil {
-		p.notes = append(p.notes, "This server wants a name and a password (registry.auth.mode: basic): --proxy http://name:password@"+proxy.Host)
+		if f.write {
+			return nil, usage(fmt.Errorf("this server wants a name and a password (registry.auth.mode: basic): --proxy http://name:password@%s", proxy.Host))
+		}
+		p.notes = append([]string{"This server wants a name and a password (registry.auth.mode: basic): --proxy http://name:password@" + proxy.Host}, p.notes...)
 	}
 	return p, nil
 }

@@ -244,7 +244,8 @@ func (w *countingWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter 
 // Log writes the line.
 func (l *Line) Log(log *zerolog.Logger) {
 	level := zerolog.InfoLevel
-	if l.Err != nil || l.Status >= http.StatusInternalServerError {
+	refused := l.Status >= http.StatusBadRequest && l.Status < http.StatusInternalServerError // told as it is
+	if l.Err != nil && !refused || l.Status >= http.StatusInternalServerError {
 		level = zerolog.WarnLevel
 	}
 	e := log.WithLevel(level)

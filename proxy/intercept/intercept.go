@@ -181,7 +181,7 @@ func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) {
 	case p.tunnel[target]:
 		p.pass(w, r, target)
 	default:
-		p.o.Log.Warn().Str("target", fmt.Sprintf("%.300q", r.RequestURI)).Str("client", r.RemoteAddr).Msg("a client wanted to be connected to a host that is not configured")
+		p.o.Log.Warn().Str("target", fmt.Sprintf("%.300s", r.RequestURI)).Str("client", r.RemoteAddr).Msg("a client was refused a host that is neither in upstreams nor in registry.intercept.tunnel")
 		http.Error(w, fmt.Sprintf("tidemark: %.300q is neither an upstream (upstreams) nor a host to be tunnelled (registry.intercept.tunnel) in tidemark's configuration; add it to one of them", r.RequestURI), http.StatusForbidden)
 	}
 }
