@@ -228,7 +228,7 @@ func (r repository) proveBlob(ctx context.Context, dgst digest.Digest) error {
 	case named, here && told == size:
 		r.note(dgst)
 	case here:
-		return r.nonsense(dgst.String(), fmt.Errorf("it has %d bytes there, and should have %d", told, size))
+		return r.nonsense(dgst.String(), errors.New("its answer does not name the digest, and proves nothing")) // nor is told what is here
 	}
 	return nil
 }
