@@ -12,8 +12,6 @@ import (
 	"net/url"
 	"strings"
 
-	"github.com/opencontainers/go-digest"
-
 	"tidemark/cache"
 	"tidemark/proxy/oci"
 	"tidemark/proxy/upstream"
@@ -198,15 +196,11 @@ func (h *Handler) pushed(ctx context.Context, method string, repo repository, cl
 	client.ForgetMissing(repo.Repository)
 	mine := repo
 	mine.upstream = client
-	dgst, err := digest.Parse(head.Get("Docker-Content-Digest"))
-	if method == http.MethodPut && err == nil {
-		mine.note(dgst)
-	}
 	if req.Tag == "" || method != http.MethodPut {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.o.Patience)
 	defer cancel()
-	_, err = h.o.Ledger.Ask(ctx, repo.ref(req.Tag), mine.ask(req.Tag, "push"))
+	_, err := h.o.Ledger.Ask(ctx, repo.ref(req.Tag), mine.ask(req.Tag, "push"))
 	return err
 }
