@@ -311,7 +311,7 @@ func (h *Handler) resolve(ctx context.Context, repo repository, tag string) (aud
 	if ue := refusalIn(ans, err); ue != nil && ue.Caller != repo.upstream.Caller() {
 		ans, err = h.o.Ledger.Resolve(ctx, repo.ref(tag), repo.ask(tag, "pull"))
 	}
-	if ue := refusalIn(ans, err); ue != nil && err == nil && ue.Caller != "" {
+	if ue := refusalIn(ans, err); ue != nil && err == nil && ue.Caller == repo.upstream.Caller() && ue.Caller != "" && repo.rights != nil {
 		// The client's right has ended, or the tag has: then it may still have the digest.
 		repo.rights.revoke(repo.grant())
 		if ue.Status != http.StatusNotFound || repo.mayRead(ctx, oci.Manifest, "", ans.Served) != nil {

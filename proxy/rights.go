@@ -239,7 +239,13 @@ func (r repository) mayHave(ctx context.Context, b *cache.Blob) error {
 	if r.rights == nil || b.Outcome == cache.Fill || b.Outcome == cache.Pass {
 		return nil // it is what upstream sent to this caller
 	}
-	return r.mayRead(ctx, oci.Blob, "", b.Digest)
+	if err := r.mayRead(ctx, oci.Blob, "", b.Digest); err != nil {
+		return err
+	}
+	if !r.rights.has(member{r.Upstream, r.Repository, b.Digest}) {
+		return r.nonsense(b.Digest.String(), errors.New("its answer does not name the digest, and proves nothing"))
+	}
+	return nil
 }
 
 // mayList tells whether the caller is known to be let in, for answers that
