@@ -194,13 +194,13 @@ func (h *Handler) unsealed(upstream, name string) (path string, ok bool) {
 // tag is not in the ledger yet: who pulls the tag next asks again.
 func (h *Handler) pushed(ctx context.Context, method string, repo repository, client *upstream.Upstream, req oci.Request, head http.Header) error {
 	client.ForgetMissing(repo.Repository)
-	mine := repo
-	mine.upstream = client
 	if req.Tag == "" || method != http.MethodPut {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.o.Patience)
 	defer cancel()
-	_, err := h.o.Ledger.Ask(ctx, repo.ref(req.Tag), mine.ask(req.Tag, "push"))
+	// With the rights that pulls have: what only the one who pushed may read is not to
+	// be known to others.
+	_, err := h.o.Ledger.Ask(ctx, repo.ref(req.Tag), repo.ask(req.Tag, "push"))
 	return err
 }

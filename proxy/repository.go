@@ -263,7 +263,9 @@ func (r repository) blob(dgst digest.Digest) cache.Source {
 type provingSource struct{ blobSource }
 
 // Verified implements cache.Verified.
-func (s provingSource) Verified() { s.repo.note(s.dgst) }
+func (s provingSource) Verified() {
+	s.repo.rights.join(member{s.repo.Upstream, s.repo.Repository, s.dgst}) // whether the caller still may is asked
+}
 
 type blobSource struct {
 	source
