@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -244,5 +246,88 @@ func TestClientsAreAnsweredInTime(t *testing.T) {
 		}
 		m.hub.Mend()
 		m.hub.Release()
+	}
+}
+
+// An uploading is a registry that takes what is pushed, and goes on with uploads at a
+// path of its own, as Google's do. It lets nobody read but who sends reader.
+func uploading(t *testing.T, reader string) (url string, asked func() []string) {
+	var mu sync.Mutex
+	var got []string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		got = append(got, r.Method+" "+r.RequestURI)
+		mu.Unlock()
+		switch {
+		case r.Method == http.MethodGet || r.Method == http.MethodHead:
+			if r.Header.Get("Authorization") != reader {
+				w.WriteHeader(http.StatusForbidden)
+				return
+			}
+			m := upstreamtest.NewImage("pushed").Manifest
+			w.Header().Set("Content-Type", m.MediaType)
+			w.Header().Set("Docker-Content-Digest", m.Digest.String())
+			_, _ = w.Write(m.Body) // a HEAD has none
+		case r.Method == http.MethodPost:
+			w.Header().Set("Location", "/artifacts-uploads/x?state=y")
+			w.WriteHeader(http.StatusAccepted)
+		default:
+			w.Header().Set("Docker-Content-Digest", upstreamtest.NewImage("pushed").Manifest.Digest.String())
+			w.WriteHeader(http.StatusCreated)
+		}
+	}))
+	t.Cleanup(srv.Close)
+	return srv.URL, func() []string { mu.Lock(); defer mu.Unlock(); return slices.Clone(got) }
+}
+
+// An upload that upstream goes on with elsewhere goes on there, for the repository
+// that it was begun in, and the path cannot be chosen.
+func TestUploadGoesOnElsewhere(t *testing.T) {
+	at, asked := uploading(t, "")
+	m := newMirror(t, settings{push: true, hubAt: at})
+	begun := m.do("POST", "/v2/evil/own/blobs/uploads/")
+	path, query, _ := strings.Cut(begun.header.Get("Location"), "?")
+	if begun.status != 202 || !strings.HasPrefix(path, "/v2/evil/own/blobs/uploads/") || query != "state=y" {
+		t.Fatalf("POST = %d %v, want a Location through here", begun.status, begun.header)
+	}
+	if a := m.do("PUT", path+"?"+query+"&digest=z"); a.status != 201 {
+		t.Errorf("PUT = %d %s", a.status, a.body)
+	}
+	if got := asked(); got[len(got)-1] != "PUT /artifacts-uploads/x?digest=z&state=y" {
+		t.Errorf("upstream was asked %q, want the upload to go on there", got)
+	}
+	before := len(asked())
+	name := strings.TrimPrefix(path, "/v2/evil/own/blobs/uploads/")
+	for _, p := range []string{
+		"/v2/acme/private/blobs/uploads/" + name, "/v2/evil/own/blobs/uploads/~x.L2FwaQ", "/v2/evil/own/blobs/uploads/~", "/v2/evil/own/blobs/uploads/" + name[:len(name)-2],
+		"/v2/evil/own/blobs/uploads/../../../api", "/v2/evil/own/blobs/uploads/%2e%2e/x", "/v2/evil/own/blobs/uploads/..;/x", "/v2/evil/own/blobs/uploads/%252e%252e/x", "/v2/evil/own/blobs/uploads/..%3bx/x",
+	} {
+		if a := m.do("PUT", p); a.status != 404 {
+			t.Errorf("PUT %s = %d %s, want 404", p, a.status, a.body)
+		}
+	}
+	if n := len(asked()); n != before {
+		t.Errorf("upstream was asked %q for what leads away", asked()[before:])
+	}
+}
+
+// What somebody pushes with credentials of his own is not known to those who may not
+// read it.
+func TestPushTellsNobodyWhatHeMayNotRead(t *testing.T) {
+	const owner = "Bearer owner"
+	at, _ := uploading(t, owner)
+	for _, passthrough := range []bool{false, true} {
+		m := newMirror(t, settings{push: true, passthrough: passthrough, hubAt: at})
+		if a := m.do("PUT", "/v2/acme/private/manifests/1", "Authorization: "+owner); a.status != 201 {
+			t.Fatalf("PUT = %d %s", a.status, a.body)
+		}
+		m.do("PUT", "/v2/acme/private/manifests/1", "Authorization: Bearer robot") // may push, and not read
+		for _, who := range []string{"", "Bearer robot"} {
+			for _, p := range []string{"manifests/1", "manifests/" + upstreamtest.NewImage("pushed").Manifest.Digest.String()} {
+				if a := m.get("/v2/acme/private/"+p, "Authorization: "+who); a.status != 403 {
+					t.Errorf("passthrough %t: %s as %q = %d, want upstream's 403", passthrough, p, who, a.status)
+				}
+			}
+		}
 	}
 }

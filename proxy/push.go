@@ -73,7 +73,7 @@ const maxPushAnswer = 1 << 20
 func (h *Handler) outgoing(r *http.Request, repo repository) (*upstream.Pushed, error) {
 	query := r.URL.Query()
 	query.Del("ns")
-	if from := query.Get("from"); from != "" {
+	if from := query.Get("from"); from != "" && r.Method == http.MethodPost {
 		// Another repository whose blob is to be had without sending it.
 		target, err := h.from(r, repo, from)
 		if err != nil {
@@ -95,7 +95,7 @@ func (h *Handler) outgoing(r *http.Request, repo repository) (*upstream.Pushed, 
 	}
 	path := "/v2/" + repo.Repository + "/" + rest
 	if name, ok := strings.CutPrefix(rest, "blobs/uploads/"+sealedPrefix); ok {
-		if path, ok = h.unsealed(repo.Upstream, name); !ok {
+		if path, ok = h.unsealed(repo, name); !ok {
 			return nil, &oci.Error{Status: http.StatusNotFound, Code: oci.BlobUploadUnknown, Message: "this upload was not begun here, or before tidemark was started again; begin it anew"}
 		}
 	}
@@ -133,11 +133,14 @@ func (h *Handler) incoming(location string, asked, endpoint *url.URL, r *http.Re
 	if hostPort(u) != hostPort(endpoint) && (u.Hostname() != endpoint.Hostname() || u.Port() != "") {
 		return u.String(), nil // an object store that takes the content itself
 	}
-	path, base := u.EscapedPath(), strings.TrimSuffix(endpoint.EscapedPath(), "/")
-	rest, ok := strings.CutPrefix(path, base+"/v2/"+repo.Repository+"/")
+	path, ok := strings.CutPrefix(u.EscapedPath(), strings.TrimSuffix(endpoint.EscapedPath(), "/"))
+	if !ok {
+		return "", &upstream.Error{Upstream: repo.Upstream, Op: r.Method + " " + r.URL.Path, Nonsense: true, Err: errors.New("its Location leads away from its endpoint")}
+	}
+	rest, ok := strings.CutPrefix(path, "/v2/"+repo.Repository+"/")
 	if !ok {
 		// A registry that goes on elsewhere at its own address, as Google's do.
-		rest = "blobs/uploads/" + h.sealed(repo.Upstream, strings.TrimPrefix(path, base))
+		rest = "blobs/uploads/" + h.sealed(repo, path)
 	}
 	path = "/v2/" + repo.Name + "/" + rest
 	query := u.RawQuery
@@ -164,27 +167,28 @@ func hostPort(u *url.URL) string {
 // sealedPrefix begins the name of an upload that goes on at a path of its own.
 const sealedPrefix = "~"
 
-// sealed is the name of an upload that goes on at another path of an upstream. Only
-// we can make one: a client cannot choose the path.
-func (h *Handler) sealed(upstream, path string) string {
-	return sealedPrefix + base64.RawURLEncoding.EncodeToString(h.seal(upstream, path)) + "." + base64.RawURLEncoding.EncodeToString([]byte(path))
+// sealed is the name of an upload into a repository that goes on at another path of
+// its upstream. Only we can make one, and it is good for that repository: a client
+// cannot choose the path, nor have what it uploads taken for another repository's.
+func (h *Handler) sealed(repo repository, path string) string {
+	return sealedPrefix + base64.RawURLEncoding.EncodeToString(h.seal(repo, path)) + "." + base64.RawURLEncoding.EncodeToString([]byte(path))
 }
 
-func (h *Handler) seal(upstream, path string) []byte {
+func (h *Handler) seal(repo repository, path string) []byte {
 	m := hmac.New(sha256.New, h.uploads[:])
-	m.Write([]byte(upstream + " " + path))
+	m.Write([]byte(repo.Upstream + "\x00" + repo.Repository + "\x00" + path))
 	return m.Sum(nil)
 }
 
 // unsealed is the path of upstream at which an upload goes on.
-func (h *Handler) unsealed(upstream, name string) (path string, ok bool) {
+func (h *Handler) unsealed(repo repository, name string) (path string, ok bool) {
 	sum, encoded, ok := strings.Cut(strings.TrimPrefix(name, sealedPrefix), ".")
 	if !ok {
 		return "", false
 	}
 	plain, err := base64.RawURLEncoding.DecodeString(encoded)
 	given, gerr := base64.RawURLEncoding.DecodeString(sum)
-	if err != nil || gerr != nil || !hmac.Equal(given, h.seal(upstream, string(plain))) {
+	if err != nil || gerr != nil || !hmac.Equal(given, h.seal(repo, string(plain))) {
 		return "", false
 	}
 	return string(plain), true

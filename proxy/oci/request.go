@@ -174,6 +174,7 @@ func split(path string, changes bool) (name string, kind Kind, ref string, ok bo
 func leadsAway(path string) bool {
 	for component := range strings.SplitSeq(path, "/") {
 		for range 3 { // however often it is decoded on the way
+			component, _, _ = strings.Cut(component, ";") // parameters, as some servers read them
 			if component == "." || component == ".." || strings.ContainsAny(component, "/\\") {
 				return true
 			}

@@ -11,7 +11,7 @@ import (
 // A Pushed is a request that changes a repository, as it is to be sent.
 type Pushed struct {
 	Method string
-	Path   string // escaped, from /v2/ on
+	Path   string // escaped, below the endpoint's own
 	Query  url.Values
 	Header http.Header
 	Body   io.Reader
