@@ -35,6 +35,7 @@ type authTransport struct {
 	tokens  map[audience]token
 	refused map[audience]refusal
 	wrong   map[login]time.Time // until when a credential is taken for wrong
+	good    map[login]bool      // credentials that were taken before
 }
 
 // A login is a credential where it was sent.
@@ -78,6 +79,7 @@ func (t *authTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	resp, err := t.own.RoundTrip(first)
 	if err != nil || resp.StatusCode != http.StatusUnauthorized {
+		t.taken(login{to.host, sent}, err)
 		return resp, err
 	}
 	again, err := t.answer(req, resp, to, first.Header.Get("Authorization"), sent)
@@ -96,8 +98,11 @@ func (t *authTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	resp, err = t.own.RoundTrip(second)
-	if err == nil && resp.StatusCode == http.StatusUnauthorized && sent != (Credential{}) {
+	switch {
+	case err == nil && resp.StatusCode == http.StatusUnauthorized && sent != (Credential{}):
 		t.takeForWrong(login{to.host, sent})
+	default:
+		t.taken(login{to.host, sent}, err)
 	}
 	if err == nil && (resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden) {
 		t.refuse(to, resp.StatusCode)
@@ -116,6 +121,9 @@ func (t *authTransport) answer(req *http.Request, resp *http.Response, to audien
 		}
 		return true, t.fetchToken(req, bearer, to, authorization)
 	case basic && strings.HasPrefix(authorization, "Basic "):
+		if t.stillGood(login{to.host, sent}, func() bool { return t.enters(req, sent) }) {
+			return false, nil // it is this that we may not have
+		}
 		again, err := t.renew(req.Context(), login{to.host, sent})
 		return again != sent, err
 	case basic:
@@ -129,6 +137,51 @@ func (t *authTransport) answer(req *http.Request, resp *http.Response, to audien
 		return true, nil
 	}
 	return false, nil
+}
+
+// taken notes that a credential was taken, unless nobody answered.
+func (t *authTransport) taken(l login, err error) {
+	if err != nil || l.cred == (Credential{}) {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.good) >= maxTokens {
+		clear(t.good)
+	}
+	t.good[l] = true
+}
+
+// stillGood tells whether a credential that was refused, and was taken before, is
+// taken where nothing in particular is asked for. Some registries and realms say 401
+// to a user who may not see one repository, and that must not cost the others.
+func (t *authTransport) stillGood(l login, ask func() bool) bool {
+	t.mu.Lock()
+	was := t.good[l]
+	t.mu.Unlock()
+	if !was || ask() {
+		return was
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.good, l)
+	return false
+}
+
+// enters tells whether the registry that was asked lets a credential in at all.
+func (t *authTransport) enters(asked *http.Request, cred Credential) bool {
+	base := strings.TrimSuffix(t.endpoint(asked.URL).String(), "/")
+	req, err := http.NewRequestWithContext(asked.Context(), http.MethodGet, base+"/v2/", nil)
+	if err != nil {
+		return false
+	}
+	req.SetBasicAuth(cred.Username, cred.Password)
+	resp, err := t.own.RoundTrip(req)
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	return resp.StatusCode == http.StatusOK
 }
 
 // renew has a credential taken for wrong, and returns the one to use instead: that
@@ -338,10 +391,15 @@ func (t *authTransport) tokenFor(ctx context.Context, realm *url.URL, service, s
 	}
 	tok, err := t.askRealm(ctx, realm, service, scope, cred)
 	var told *Error
+	l := login{realm.Host, cred}
 	if !errors.As(err, &told) || told.Status != http.StatusUnauthorized || cred == (Credential{}) {
+		t.taken(l, err)
 		return tok, err
 	}
-	again, kerr := t.renew(ctx, login{realm.Host, cred})
+	if t.stillGood(l, func() bool { _, err := t.askRealm(ctx, realm, service, "", cred); return err == nil }) {
+		return tok, err // it is the scope that we may not have
+	}
+	again, kerr := t.renew(ctx, l)
 	if kerr != nil || again == cred {
 		return tok, err
 	}
@@ -349,6 +407,7 @@ func (t *authTransport) tokenFor(ctx context.Context, realm *url.URL, service, s
 	if errors.As(err, &told) && told.Status == http.StatusUnauthorized {
 		t.takeForWrong(login{realm.Host, again})
 	}
+	t.taken(login{realm.Host, again}, err)
 	return tok, err
 }
 

@@ -333,3 +333,34 @@ func TestRealmThatIsDownIsSilence(t *testing.T) {
 	}
 	withoutSecrets(t, err)
 }
+
+// A registry, or a realm, that says 401 to a good user about one repository refuses
+// that one and no other; that the password is wrong is told by all of them.
+func TestRefusalOfOneRepositoryCostsNoOther(t *testing.T) {
+	for _, bearer := range []bool{false, true} {
+		var srv *httptest.Server
+		good := func(r *http.Request) bool { u, p, _ := r.BasicAuth(); return u == user && p == password }
+		srv = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			forbidden := strings.Contains(r.URL.String(), "forbidden")
+			switch {
+			case r.URL.Path == "/token" && (!good(r) || forbidden), !bearer && (!good(r) || forbidden), bearer && r.URL.Path != "/token" && r.Header.Get("Authorization") == "":
+				w.Header().Set("Www-Authenticate", `Basic realm="x"`)
+				if bearer {
+					w.Header().Set("Www-Authenticate", `Bearer realm="`+srv.URL+`/token",service="x"`)
+				}
+				w.WriteHeader(http.StatusUnauthorized)
+			case r.URL.Path == "/token":
+				_, _ = w.Write([]byte(`{"token":"t"}`))
+			}
+		}))
+		t.Cleanup(srv.Close)
+		at := parse(t, srv.URL)
+		hub := open(upstream.Options{Credentials: upstream.Static(user, password)}, at)
+		for i, repo := range []string{"a", "forbidden", "a", "b", "forbidden", "c"} {
+			err := head(t, hub, repo)
+			if refused := err != nil; refused != (repo == "forbidden") {
+				t.Errorf("bearer %t: question %d, about %s: %v", bearer, i, repo, err)
+			}
+		}
+	}
+}

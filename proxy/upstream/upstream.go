@@ -122,7 +122,7 @@ func New(o Options) *Upstream {
 	r.auth = &authTransport{
 		own: own, foreign: foreign,
 		endpoints: o.Endpoints, realms: o.TokenRealms, keys: keyring{ask: o.Credentials},
-		basic: make(map[string]bool), tokens: make(map[audience]token), refused: make(map[audience]refusal), wrong: make(map[login]time.Time),
+		basic: make(map[string]bool), tokens: make(map[audience]token), refused: make(map[audience]refusal), wrong: make(map[login]time.Time), good: make(map[login]bool),
 	}
 	r.redirect = dial.checkRedirect
 	return &Upstream{registry: r, client: &http.Client{Transport: r.auth, CheckRedirect: r.redirect}}
