@@ -338,6 +338,7 @@ func refusalIn(ans audit.Answer, err error) *upstream.Error {
 // here, or somebody may want to know whether it must be pushed.
 func (h *Handler) asksFirst(repo repository, dgst digest.Digest) (here, asks bool) {
 	_, here = h.o.Cache.Stat(dgst)
+	here = here && repo.proven(dgst) // else it is not for this client
 	return here, !here || h.o.Push && !repo.upstream.IsOffline()
 }
 

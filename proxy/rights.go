@@ -173,7 +173,7 @@ func (r repository) mayRead(ctx context.Context, kind oci.Kind, tag string, dgst
 	switch {
 	case tag != "" && (own || r.rights.may(r.grant())):
 		return nil
-	case tag == "" && (own || r.rights.may(r.grant())) && r.rights.has(member{r.Upstream, r.Repository, dgst}):
+	case tag == "" && (own || r.rights.may(r.grant())) && r.proven(dgst):
 		return nil
 	}
 	reference := tag
@@ -228,9 +228,20 @@ func (r repository) proveBlob(ctx context.Context, dgst digest.Digest) error {
 	case named, here && told == size:
 		r.note(dgst)
 	case here:
-		return r.nonsense(dgst.String(), errors.New("its answer does not name the digest, and proves nothing")) // nor is told what is here
+		return r.unproven(dgst)
 	}
 	return nil
+}
+
+// proven tells whether upstream is known to have content in this repository, if that
+// is in question.
+func (r repository) proven(dgst digest.Digest) bool {
+	return r.rights == nil || r.rights.has(member{r.Upstream, r.Repository, dgst})
+}
+
+// unproven refuses what upstream only seems to have. It does not tell what is here.
+func (r repository) unproven(dgst digest.Digest) error {
+	return r.nonsense(dgst.String(), errors.New("its answer does not name the digest, and proves nothing"))
 }
 
 // mayHave is mayRead for a blob that was found here, or began to arrive, only after
@@ -242,8 +253,8 @@ func (r repository) mayHave(ctx context.Context, b *cache.Blob) error {
 	if err := r.mayRead(ctx, oci.Blob, "", b.Digest); err != nil {
 		return err
 	}
-	if !r.rights.has(member{r.Upstream, r.Repository, b.Digest}) {
-		return r.nonsense(b.Digest.String(), errors.New("its answer does not name the digest, and proves nothing"))
+	if !r.proven(b.Digest) {
+		return r.unproven(b.Digest)
 	}
 	return nil
 }

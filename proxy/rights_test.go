@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -450,4 +452,45 @@ func TestLargeAuthorizationIsRefused(t *testing.T) {
 	if n := len(v.ghcr.Requests()); n != 0 {
 		t.Errorf("upstream was asked %d times", n)
 	}
+}
+
+// A gateway that answers everybody with something, which names nothing, proves
+// nothing: not for who joins a blob of unknown size that arrives for somebody else,
+// and not for who only asks how large it is.
+func TestAnswerOfAGatewayIsNoProof(t *testing.T) {
+	body := strings.Repeat(secret, 5000)
+	dgst, half, rest := digest.FromString(body), make(chan struct{}), make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != alice || r.Method != http.MethodGet {
+			w.Header().Set("Content-Type", "text/plain")
+			return // 200, whatever it is
+		}
+		_, _ = w.Write([]byte(body[:len(body)/2])) // without a length
+		_ = http.NewResponseController(w).Flush()
+		close(half)
+		<-rest
+		_, _ = w.Write([]byte(body[len(body)/2:]))
+	}))
+	t.Cleanup(srv.Close)
+	m := newMirror(t, settings{passthrough: true, hubAt: srv.URL, silence: 10 * time.Second})
+	path := "/v2/acme/private/blobs/" + dgst.String()
+	done := make(chan answer)
+	go func() { done <- m.get(path, "Authorization: "+alice) }()
+	<-half
+	refused := func(state string) {
+		t.Helper()
+		for _, method := range []string{"GET", "HEAD"} {
+			a := m.do(method, path, "Authorization: "+mallory)
+			if strings.Contains(string(a.body), secret) || a.header.Get("Content-Length") == strconv.Itoa(len(body)) {
+				t.Errorf("%s: %s as mallory = %d with %d bytes and %v, want nothing of it", state, method, a.status, len(a.body), a.header)
+			}
+		}
+	}
+	refused("arriving")
+	close(rest)
+	if a := <-done; string(a.body) != body {
+		t.Errorf("alice gets %d with %d bytes, want hers", a.status, len(a.body))
+	}
+	m.settled()
+	refused("stored")
 }
