@@ -57,8 +57,8 @@ const (
 	grantedFor  = 5 * time.Minute // about as long as a token of the Hub is valid
 	refusedFor  = 3 * time.Second // a crowd of clients is told the same
 	limitedMost = time.Minute     // that a caller is not asked for again, whatever upstream says
-	grantsMost  = 1 << 16         // about 15 MB
-	membersMost = 1 << 17         // about 30 MB
+	grantsMost  = 1 << 16
+	membersMost = 1 << 17
 	refusedMost = 4096
 )
 

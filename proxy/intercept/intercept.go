@@ -37,6 +37,9 @@ type Options struct {
 	// Basic) may use the proxy.
 	Login func(user, password string) bool
 
+	// Resolver finds the hosts of tunnels. Nil is the system's.
+	Resolver *net.Resolver
+
 	Log zerolog.Logger
 }
 
@@ -263,7 +266,7 @@ func (p *Proxy) pass(w http.ResponseWriter, r *http.Request, target string) {
 	defer p.tunnels.Done()
 	ctx, cancel := context.WithTimeout(r.Context(), dialTimeout)
 	defer cancel()
-	there, err := (&net.Dialer{Control: elsewhere(target)}).DialContext(ctx, "tcp", target)
+	there, err := (&net.Dialer{Resolver: p.o.Resolver, Control: elsewhere(target)}).DialContext(ctx, "tcp", target)
 	if err != nil {
 		http.Error(w, fmt.Sprintf("tidemark: tunnel to %s: %v", target, err), http.StatusBadGateway)
 		return

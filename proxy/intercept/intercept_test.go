@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"net/url"
 	"os"
 	"slices"
@@ -22,6 +21,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
 
 	"github.com/rs/zerolog"
 
@@ -719,12 +720,9 @@ func TestNameThatLeadsToThisMachineIsRefused(t *testing.T) {
 		}
 	}
 
-	name := loopbackName()
-	if name == "" {
-		t.Skip("no name but localhost means this machine here: the way through the resolver is not tried")
-	}
+	const name = "auth.example"
 	b := newBait(t)
-	r := run(t, Options{Tunnel: []string{name + ":" + b.port}})
+	r := run(t, Options{Tunnel: []string{name + ":" + b.port}, Resolver: everythingIsHere(t)})
 	resp, _ := r.connect("CONNECT " + name + ":" + b.port + " HTTP/1.1\r\nHost: " + name + "\r\n\r\n")
 	if text := body(t, resp); resp.StatusCode != http.StatusBadGateway || !strings.Contains(text, "this machine") {
 		t.Errorf("CONNECT to %s = %d %s, want 502 that says why", name, resp.StatusCode, text)
@@ -734,25 +732,41 @@ func TestNameThatLeadsToThisMachineIsRefused(t *testing.T) {
 	}
 }
 
-// loopbackName is a name for this machine in /etc/hosts besides localhost.
-func loopbackName() string {
-	text, _ := os.ReadFile("/etc/hosts")
-	for line := range strings.Lines(string(text)) {
-		line, _, _ = strings.Cut(line, "#")
-		fields := strings.Fields(line)
-		if len(fields) < 2 {
-			continue
-		}
-		if a, err := netip.ParseAddr(fields[0]); err != nil || !a.IsLoopback() {
-			continue
-		}
-		for _, name := range fields[1:] {
-			if name != "localhost" {
-				return strings.ToLower(name)
+// everythingIsHere resolves every name to this machine.
+func everythingIsHere(t *testing.T) *net.Resolver {
+	t.Helper()
+	dns, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dns.Close() })
+	go func() {
+		buf := make([]byte, 512)
+		for {
+			n, from, err := dns.ReadFrom(buf)
+			if err != nil {
+				return // the test has ended
+			}
+			var m dnsmessage.Message
+			if m.Unpack(buf[:n]) != nil || len(m.Questions) != 1 {
+				continue
+			}
+			q := m.Questions[0]
+			m.Response, m.Additionals = true, nil
+			if q.Type == dnsmessage.TypeA {
+				m.Answers = []dnsmessage.Resource{{
+					Header: dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class},
+					Body:   &dnsmessage.AResource{A: [4]byte{127, 0, 0, 1}},
+				}}
+			}
+			if answer, err := m.Pack(); err == nil {
+				_, _ = dns.WriteTo(answer, from) // who asked asks again
 			}
 		}
-	}
-	return ""
+	}()
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "udp", dns.LocalAddr().String())
+	}}
 }
 
 // An impatient sends CONNECT and the first of what follows in one piece, and takes

@@ -65,18 +65,3 @@ func (u *Upstream) Push(ctx context.Context, p *Pushed) (*http.Response, error) 
 	}
 	return resp, nil
 }
-
-// ForgetMissing has upstream asked again for whatever of a repository it lately
-// did not have.
-func (u *Upstream) ForgetMissing(repository string) {
-	u.missing.mu.Lock()
-	defer u.missing.mu.Unlock()
-	for _, key := range u.missing.until.Keys() {
-		_, rest, ok := strings.Cut(key, "/v2/"+repository+"/") // a key begins with its caller
-		for _, route := range []string{"manifests/", "blobs/", "tags/", "referrers/"} {
-			if ok && strings.HasPrefix(rest, route) {
-				u.missing.until.Remove(key)
-			}
-		}
-	}
-}
