@@ -259,14 +259,9 @@ func (h *Handler) referrersOf(ctx context.Context, repo repository, subject dige
 		}
 		return list, err
 	})
-	var err error
-	select {
-	case res := <-result:
-		if err = res.Err; err == nil {
-			return res.Val.([]upstream.Referrer), asked, nil
-		}
-	case <-wait.Done():
-		err = context.Cause(wait)
+	list, err := await(wait, result)
+	if err == nil {
+		return list.([]upstream.Referrer), asked, nil
 	}
 	if known && silent(err) {
 		if list, kerr := h.keptReferrers(ctx, kept); kerr == nil {

@@ -139,11 +139,17 @@ func (r *rights) ask(ctx context.Context, q question, lasts time.Duration, ask f
 		}
 		return nil, err
 	})
+	_, err := await(ctx, result)
+	return err
+}
+
+// await waits for what many wait for, as long as the one of ctx does.
+func await(ctx context.Context, result <-chan singleflight.Result) (any, error) {
 	select {
-	case res := <-result:
-		return res.Err
+	case r := <-result:
+		return r.Val, r.Err
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 }
 

@@ -124,7 +124,6 @@ func (s *server) greet(w io.Writer) {
   registry  %s
   admin     http://%s
   data      %s
-
 `, version(), u, s.admin.Addr(), data)
 	if s.cfg.Registry.Auth.Mode == config.AuthNone {
 		fmt.Fprintf(w, `

@@ -339,11 +339,17 @@ func (t *authTransport) fetchToken(req *http.Request, challenge map[string]strin
 		t.tokens[to] = tok
 		return nil, nil
 	})
+	_, err = await(req.Context(), result)
+	return err
+}
+
+// await waits for what many wait for, as long as the one of ctx does.
+func await(ctx context.Context, result <-chan singleflight.Result) (any, error) {
 	select {
 	case r := <-result:
-		return r.Err
-	case <-req.Context().Done():
-		return context.Cause(req.Context())
+		return r.Val, r.Err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
 }
 

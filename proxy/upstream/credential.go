@@ -243,15 +243,14 @@ func (k *keyring) get(ctx context.Context) (Credential, error) {
 		k.cred, k.until = cred, time.Now().Add(credentialFor)
 		return cred, nil
 	})
-	select {
-	case r := <-result:
-		if r.Err != nil {
-			return Credential{}, &Error{Ours: true, Err: r.Err}
-		}
-		return r.Val.(Credential), nil
-	case <-ctx.Done():
-		return Credential{}, context.Cause(ctx)
+	got, err := await(ctx, result)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return Credential{}, err
+	case err != nil:
+		return Credential{}, &Error{Ours: true, Err: err}
 	}
+	return got.(Credential), nil
 }
 
 // drop forgets a credential that was refused.
