@@ -24,7 +24,7 @@ type Report struct {
 	Since    int64     `json:"since,omitempty"` // size of the earlier checkpoint that this log contains
 	Problems []Problem `json:"problems"`
 
-	chains chains // what the entries say of every ref
+	chains Chains // what the entries say of every ref
 }
 
 // A Problem is something that a good log does not have. Index is -1 when it
@@ -67,14 +67,13 @@ func Verify(ctx context.Context, tiles torchwood.TileReader, checkpoint, since [
 	if err != nil {
 		return r, err
 	}
-	r.chains = make(chains)
 	next := int64(0)
 	for index, leaf := range client.AllEntries(ctx, c.Tree, 0) {
 		if index != next {
 			r.Problems = append(r.Problems, Problem{next, "", fmt.Sprintf("entry %d follows %d", index, next-1)})
 		}
 		next = index + 1
-		if p := r.chains.add(index, leaf); p != nil {
+		if p := r.chains.Add(index, leaf); p != nil {
 			r.Problems = append(r.Problems, *p)
 		}
 	}
@@ -86,7 +85,7 @@ func Verify(ctx context.Context, tiles torchwood.TileReader, checkpoint, since [
 	} else if next != c.N {
 		r.Problems = append(r.Problems, Problem{next, "", fmt.Sprintf("the log ends after %d of %d entries", next, c.N)})
 	}
-	for _, l := range r.chains {
+	for _, l := range r.chains.links {
 		if l.head != "" {
 			r.Refs++
 		}
@@ -110,7 +109,7 @@ func (r *Report) CheckTags(tags iter.Seq2[Tag, error]) error {
 		if t.State.Index >= r.Size {
 			continue
 		}
-		l := r.chains[t.Ref]
+		l := r.chains.links[t.Ref]
 		if what := l.contradicts(t.State); what != "" {
 			r.Problems = append(r.Problems, Problem{l.index, t.Ref.String(), "the table of tags contradicts this entry: " + what})
 		}
@@ -140,9 +139,22 @@ func extends(ctx context.Context, tiles torchwood.TileReader, old, new tlog.Tree
 	return ""
 }
 
-// chains follows each ref from event to event: what one event moved to, the
-// next one moves away from, and their intervals do not overlap.
-type chains map[Ref]link
+// Chains follow each ref from event to event: what one event moved to, the next
+// one moves away from, and their intervals do not overlap. The zero Chains begin
+// with the first entry of a log.
+type Chains struct {
+	// Midway believes the first event of each ref: what came before is not at hand.
+	Midway bool
+
+	links map[Ref]link
+}
+
+// Last is what the entries so far say of a ref: its head upstream and what is
+// served, "" for what nothing was said of. What is deleted has the head it had.
+func (c *Chains) Last(ref Ref) (head, served digest.Digest) {
+	l := c.links[ref]
+	return l.head, l.served
+}
 
 type link struct {
 	head    digest.Digest
@@ -168,7 +180,8 @@ func (l link) contradicts(s State) string {
 	return ""
 }
 
-func (c chains) add(index int64, leaf []byte) *Problem {
+// Add follows the next entry, and says what is wrong with it, or nil.
+func (c *Chains) Add(index int64, leaf []byte) *Problem {
 	e, err := ParseLeaf(leaf)
 	if err != nil {
 		return &Problem{index, "", err.Error()}
@@ -176,10 +189,13 @@ func (c chains) add(index int64, leaf []byte) *Problem {
 	if e.Ref == (Ref{}) {
 		return nil
 	}
-	last, known := c[e.Ref]
+	last, known := c.links[e.Ref]
 	next := last
 	next.index, next.served, next.denied = index, e.Policy.Served, e.Policy.Mode == Deny
-	defer func() { c[e.Ref] = next }()
+	if c.links == nil {
+		c.links = make(map[Ref]link)
+	}
+	defer func() { c.links[e.Ref] = next }()
 	if !e.Type.Moves() && e.Type != Deleted {
 		return nil
 	}
@@ -189,6 +205,8 @@ func (c chains) add(index int64, leaf []byte) *Problem {
 	switch {
 	case e.Interval == nil || e.Type.Moves() && e.New == nil:
 		return problem("%s without a new digest or an interval", e.Type)
+	case last.head == "" && c.Midway && e.Type != FirstSeen:
+		// It goes on from what was said elsewhere.
 	case known != (e.Type != FirstSeen):
 		return problem("%s, but the ref was known before: %t", e.Type, known)
 	case known && (e.Old == nil || e.Old.Digest != last.head):
