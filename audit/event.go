@@ -121,8 +121,11 @@ type Evidence struct {
 	AcceptProfile string   `json:"accept_profile"`
 	Identity      string   `json:"identity,omitempty"` // as whom upstream was asked: anonymous, or a short hash of the user's name
 	Edge          string   `json:"edge,omitempty"`     // which of upstream's machines answered, as it said itself
-	Trigger       string   `json:"trigger"`            // what asked: pull
+	Trigger       string   `json:"trigger"`            // what asked: pull, push, warm or import
 }
+
+// TriggerImport is the trigger of what was not asked, but carried here in a bundle.
+const TriggerImport = "import"
 
 // Profile names how upstream was asked. Answers to different profiles cannot
 // be compared.
@@ -152,7 +155,7 @@ const (
 
 // An Operator is who decided something, and why.
 type Operator struct {
-	Action string        `json:"action"` // approve, reject, hold, release, policy.changed, credentials.changed
+	Action string        `json:"action"` // approve, reject, hold, release, pin, unpin, purge, scrub, import, backfill, policy.changed, credentials.changed
 	Reason string        `json:"reason,omitempty"`
 	Digest digest.Digest `json:"digest,omitempty"`
 	Target string        `json:"target,omitempty"` // what it is about, if it is no ref: an upstream

@@ -46,7 +46,7 @@ type Stint struct {
 	Ended         *time.Time    // when another was seen, or none
 	EndReason     string        // the type of the event that ended it
 	Index         int64         // of the event that began it
-	Basis         string        // observed
+	Basis         string        // Observed or Imported
 	Diff          digest.Digest // from the one before, "" without one
 }
 
@@ -57,12 +57,23 @@ type HistoryQuery struct {
 	Limit      int       // 0 is no limit
 }
 
-// A Kept digest is one whose bytes are to be kept: firmly, because it is served
-// although upstream may have forgotten it, or as history, while there is room.
+// A Kept digest is one whose bytes are to be kept: firmly, because it is promised,
+// or as history, while there is room.
 type Kept struct {
-	Digest digest.Digest
-	Firm   bool
+	Digest    digest.Digest
+	Firm      bool
+	Platforms []string // of an index, those whose images are kept; nil for all
+	Reason    string   // one of those below
+	For       string   // the ref, pin or bundle that it is kept for, "" for the log itself
 }
+
+// Why content is kept.
+const (
+	KeptPin     = "pin"     // an operator wants it
+	KeptHold    = "hold"    // it is served although upstream may have forgotten it
+	KeptBundle  = "bundle"  // it was carried here
+	KeptHistory = "history" // a ref meant it lately
+)
 
 // A TagQuery selects tags in order of their refs. The zero value selects all.
 type TagQuery struct {

@@ -36,8 +36,9 @@ type Signer struct {
 
 	mu     sync.Mutex
 	signed Signed
-	err    error     // why nothing is signed now
-	since  time.Time // when the log grew beyond what is signed, zero if it did not
+	err    error         // why nothing is signed now
+	tried  chan struct{} // closed when it was signed, or could not be
+	since  time.Time     // when the log grew beyond what is signed, zero if it did not
 }
 
 // Intact tells whether log contains what was signed last with key: nil, or what
@@ -64,7 +65,7 @@ var ErrNoKey = errors.New("the log's key is missing: put log.key back")
 // file anchor. Without a key, nil, nothing is signed and Err says so. now is the
 // clock, nil for time.Now. It starts nothing.
 func NewSigner(log Log, key *Key, anchor string, now func() time.Time, logger zerolog.Logger) *Signer {
-	s := &Signer{log: log, key: key, anchor: anchor, now: now, logger: logger, grown: make(chan struct{}, 1), onSigned: func() {}}
+	s := &Signer{log: log, key: key, anchor: anchor, now: now, logger: logger, grown: make(chan struct{}, 1), tried: make(chan struct{}), onSigned: func() {}}
 	if now == nil {
 		s.now = time.Now
 	}
@@ -221,6 +222,7 @@ func (s *Signer) failed(err error) {
 	s.mu.Lock()
 	known := s.err != nil && s.err.Error() == err.Error()
 	s.err = err
+	s.tell()
 	if s.since.IsZero() {
 		s.since = s.now() // at the latest from here on
 	}
@@ -271,10 +273,41 @@ func (s *Signer) signAfter(ctx context.Context, last Signed) error {
 	}
 	s.mu.Lock()
 	s.signed = Signed{note, tree, now}
+	s.tell()
 	s.mu.Unlock()
 	s.onSigned()
 	return nil
 }
+
+// tell wakes whoever waits for a signature. s.mu is held.
+func (s *Signer) tell() {
+	close(s.tried)
+	s.tried = make(chan struct{})
+}
+
+// Covering returns a signed checkpoint of at least size entries. It waits for one
+// until ctx ends, or until signing fails.
+func (s *Signer) Covering(ctx context.Context, size int64) (Signed, error) {
+	for {
+		s.mu.Lock()
+		signed, err, tried := s.signed, s.err, s.tried
+		s.mu.Unlock()
+		switch {
+		case len(signed.Note) > 0 && signed.Tree.N >= size:
+			return signed, nil
+		case err != nil:
+			return Signed{}, fmt.Errorf("the log is not signed: %w", err)
+		}
+		select {
+		case <-tried:
+		case <-ctx.Done():
+			return Signed{}, fmt.Errorf("the log is not signed yet: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// Key is the key of the log, nil if it is missing.
+func (s *Signer) Key() *Key { return s.key }
 
 // Last returns the checkpoint signed last.
 func (s *Signer) Last() Signed {

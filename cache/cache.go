@@ -118,7 +118,9 @@ type Cache struct {
 	queue    []prefetch              // waiting for a place among the prefetches
 	ahead    int                     // prefetches that run
 	closing  bool                    // no fill may start any more
-	maxBytes int64                   // what budget said last
+	intakes  map[*Intake]bool        // that are under way
+	staged   map[digest.Digest]*Intake
+	maxBytes int64 // what budget said last
 
 	hot *hotManifests
 
@@ -141,6 +143,8 @@ func New(o Options) *Cache {
 		log:      o.Log,
 		index:    newIndex(),
 		fills:    make(map[digest.Digest]*fill),
+		intakes:  make(map[*Intake]bool),
+		staged:   make(map[digest.Digest]*Intake),
 		hot:      newHotManifests(),
 	}
 	if c.grace == 0 {
@@ -195,6 +199,10 @@ func (c *Cache) Get(ctx context.Context, dgst digest.Digest, src Source) (*Blob,
 	retried := false
 	for {
 		b, f, started, err := c.openOrFill(ctx, dgst, src)
+		if errors.Is(err, errUncached) {
+			c.misses.Add(1)
+			return c.pass(ctx, dgst, src)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -274,6 +282,10 @@ func (c *Cache) openOrFill(ctx context.Context, dgst digest.Digest, src Source) 
 			if c.closing {
 				c.mu.Unlock()
 				return nil, nil, false, fmt.Errorf("fill %s: %w", dgst, ErrClosing)
+			}
+			if c.staged[dgst] != nil {
+				c.mu.Unlock()
+				return nil, nil, false, fmt.Errorf("fill %s, which an intake is about to store: %w", dgst, errUncached)
 			}
 			f = c.begin(ctx, dgst, src)
 			f.enter()
@@ -362,6 +374,8 @@ func (c *Cache) read(ctx context.Context, b *Blob) (*Manifest, error) {
 type Stats struct {
 	Ready        bool // the index is complete, and what is pinned is known
 	Bytes, Blobs int64
+	PinnedBytes  int64 // of them, firmly
+	SoftBytes    int64 // kept while there is room
 	Budget       int64
 	Hits, Misses int64
 	SavedBytes   int64 // sent to clients without asking a source for them
@@ -385,6 +399,7 @@ func (c *Cache) Stats() Stats {
 	defer c.mu.Unlock()
 	s := Stats{
 		Ready: c.index.ready && c.index.pinned, Bytes: c.index.bytes, Blobs: int64(c.index.lru.Len()), Budget: c.maxBytes,
+		PinnedBytes: c.index.sizes[firm], SoftBytes: c.index.sizes[soft],
 		Hits: c.hits.Load(), Misses: c.misses.Load(), SavedBytes: c.saved.Load(), EvictedBytes: c.evicted.Load(),
 		Failures: c.failures.snapshot(),
 	}

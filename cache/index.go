@@ -27,6 +27,7 @@ type index struct {
 	gen      uint64                  // of the marks
 	fresh    grip                    // of what arrives, until the pins are looked at anew
 	grips    [firm + 1]int           // how many entries of each
+	sizes    [firm + 1]int64         // and their bytes
 }
 
 type indexed struct {
@@ -50,26 +51,30 @@ func (x *index) get(dgst digest.Digest) (*indexed, bool) { return x.lru.Peek(dgs
 func (x *index) add(dgst digest.Digest, size int64, used time.Time) {
 	e := &indexed{size: size, used: used, grip: x.fresh, gen: x.gen}
 	if old, ok := x.lru.Peek(dgst); ok {
-		x.bytes -= old.size
-		x.grips[old.grip]--
+		x.count(old, -1)
 		e.grip, e.gen = old.grip, old.gen
 	}
 	x.lru.Add(dgst, e)
-	x.grips[e.grip]++
-	x.bytes += size
+	x.count(e, 1)
 }
 
 // hold changes how firmly an entry is kept.
 func (x *index) hold(e *indexed, g grip, gen uint64) {
-	x.grips[e.grip]--
-	x.grips[g]++
+	x.count(e, -1)
 	e.grip, e.gen = g, gen
+	x.count(e, 1)
+}
+
+// count takes an entry into account, or with -1 out of it.
+func (x *index) count(e *indexed, n int) {
+	x.grips[e.grip] += n
+	x.sizes[e.grip] += int64(n) * e.size
+	x.bytes += int64(n) * e.size
 }
 
 func (x *index) remove(dgst digest.Digest) {
 	if e, ok := x.lru.Peek(dgst); ok {
-		x.bytes -= e.size
-		x.grips[e.grip]--
+		x.count(e, -1)
 		x.lru.Remove(dgst)
 	}
 }
@@ -109,7 +114,7 @@ func (c *Cache) rebuild(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	meanwhile := c.index.lru // used or committed while we walked: more recent than all found
-	c.index.lru, c.index.bytes, c.index.grips = newIndex().lru, 0, [firm + 1]int{}
+	c.index.lru, c.index.bytes, c.index.grips, c.index.sizes = newIndex().lru, 0, [firm + 1]int{}, [firm + 1]int64{}
 	for _, e := range found {
 		switch {
 		case !e.Partial:
@@ -171,6 +176,9 @@ func (c *Cache) evict(need int64) bool {
 	} else {
 		for _, f := range c.fills {
 			free -= max(0, f.reserved-f.frontier()) // promised, not yet written
+		}
+		for in := range c.intakes {
+			free -= in.reserved - in.written
 		}
 	}
 	if need > 0 && free+x.bytes+x.idle-need < c.minFree {

@@ -15,6 +15,9 @@ import (
 type Pin struct {
 	Digest digest.Digest
 	Firm   bool
+
+	// Children are the manifests of an index that are kept with it; nil is all.
+	Children map[digest.Digest]bool
 }
 
 // A grip is how firmly content is kept. It is what evict goes by.
@@ -37,7 +40,7 @@ func (c *Cache) Keep(dgst digest.Digest, firmly bool) {
 	c.mu.Lock()
 	gen := c.index.gen + 1 // a look that is under way has not heard of it
 	c.mu.Unlock()
-	c.mark(Pin{dgst, firmly}, gen, make(map[digest.Digest]bool))
+	c.mark(Pin{Digest: dgst, Firm: firmly}, gen, make(map[digest.Digest]bool))
 	c.Repin()
 }
 
@@ -119,10 +122,11 @@ func (c *Cache) mark(p Pin, gen uint64, seen map[digest.Digest]bool) {
 		return // it is no manifest: there is nothing below it
 	}
 	for _, r := range d.Refers {
-		if d.Index {
-			c.mark(Pin{r.Digest, p.Firm}, gen, seen)
-		} else {
+		switch {
+		case !d.Index:
 			c.markOne(r.Digest, g, gen)
+		case p.Children == nil || p.Children[r.Digest]:
+			c.mark(Pin{Digest: r.Digest, Firm: p.Firm}, gen, seen)
 		}
 	}
 }

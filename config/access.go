@@ -35,20 +35,44 @@ func (c *Config) validateAccess(d *decoder) {
 	if r.Push != PushDeny && r.Push != PushPass {
 		d.fail("registry.push", nil, "%q is neither %s nor %s", r.Push, PushDeny, PushPass)
 	}
+	c.validateViews(d)
 	c.validateIntercept(d)
 }
 
 // validateAddresses refuses two listeners on one address.
 func (c *Config) validateAddresses(d *decoder) {
 	taken := make(map[string]string)
-	for _, l := range []struct{ path, addr string }{
+	type listener struct{ path, addr string }
+	all := []listener{
 		{"registry.listen", c.Registry.Listen}, {"admin.listen", c.Admin.Listen}, {"registry.intercept.listen", c.Registry.Intercept.Listen},
-	} {
+	}
+	for i, v := range c.Registry.Views {
+		all = append(all, listener{fmt.Sprintf("registry.views[%d].listen", i), v.Listen})
+	}
+	for _, l := range all {
 		if other := taken[l.addr]; other != "" && !strings.HasSuffix(l.addr, ":0") {
 			d.fail(l.path, nil, "%s is %s already", l.addr, other)
 		}
 		if l.addr != "" {
 			taken[l.addr] = l.path
+		}
+	}
+}
+
+// validateViews checks the addresses that are bound to the past, which let in whom
+// the registry's own does.
+func (c *Config) validateViews(d *decoder) {
+	for i, v := range c.Registry.Views {
+		path := fmt.Sprintf("registry.views[%d]", i)
+		if v.Listen == "" {
+			d.fail(path+".listen", nil, "want an address such as 127.0.0.1:5060")
+			continue
+		}
+		if local := c.validateListen(d, path+".listen", v.Listen); !local && c.Registry.TLS.Mode == TLSNone && !c.Registry.TLS.Insecure {
+			d.fail(path+".listen", nil, "%s can be reached from elsewhere, and registry.tls.mode is none", v.Listen)
+		}
+		if v.AsOf.IsZero() == (v.At == nil) && !d.isSpoiled(path+".asof") && !d.isSpoiled(path+".at") {
+			d.fail(path, nil, "want either asof, a time, or at, the index of an entry of the log")
 		}
 	}
 }
@@ -87,7 +111,11 @@ func (c *Config) open() string {
 	if c.Registry.Auth.Mode != AuthNone || c.Registry.TLS.ClientCAFile != "" {
 		return ""
 	}
-	for _, addr := range []string{c.Registry.Listen, c.Registry.Intercept.Listen} {
+	addrs := []string{c.Registry.Listen, c.Registry.Intercept.Listen}
+	for _, v := range c.Registry.Views {
+		addrs = append(addrs, v.Listen)
+	}
+	for _, addr := range addrs {
 		if host, _, err := net.SplitHostPort(addr); err == nil && !isLoopback(host) {
 			return addr
 		}

@@ -39,7 +39,21 @@ type Registry struct {
 	// What a push makes of a tag is in the ledger.
 	Push string `yaml:"push"`
 
+	// Views are more addresses, at which the registry is as it was at a time, asof, or
+	// right after an entry of the log, at. They are for clients that take no mirror
+	// with a path.
+	Views []View `yaml:"views"`
+
 	Intercept Intercept `yaml:"intercept"`
+}
+
+// View is an address that is bound to a moment of the past.
+type View struct {
+	Listen string `yaml:"listen"`
+	// AsOf is a date, which is its first second in UTC, or a time.
+	AsOf Time `yaml:"asof"`
+	// At is the index of an entry of the log, instead.
+	At *int `yaml:"at"`
 }
 
 // Auth says who may pull.
@@ -148,6 +162,10 @@ type Upstream struct {
 	// Kind is registry, or mirror: its tags lag, so that flips are confirmed for
 	// longer before they count.
 	Kind string `yaml:"kind"`
+	// History is where upstream tells what its tags meant in the past, for tidemark
+	// backfill: oci (distribution-spec#606, and another tidemark), quay or chainguard.
+	// Default: quay of quay.io, chainguard of cgr.dev, oci of others.
+	History string `yaml:"history"`
 	// Shared allows any client to have content that was fetched with these
 	// credentials. Without it such an upstream is refused off loopback.
 	Shared bool `yaml:"shared"`
@@ -165,6 +183,13 @@ type Tags struct {
 	// told as such.
 	Offline bool `yaml:"offline"`
 }
+
+// Where upstreams tell of their past.
+const (
+	HistoryOCI        = "oci"
+	HistoryQuay       = "quay"
+	HistoryChainguard = "chainguard"
+)
 
 // The kinds of upstreams.
 const (
@@ -186,6 +211,16 @@ type Cache struct {
 	MinFree Size `yaml:"min_free"`
 	// Prefetch begins to fetch an image's layers when its manifest is asked for.
 	Prefetch bool `yaml:"prefetch"`
+	// Scrub reads what is stored and compares it with its digests.
+	Scrub Scrub `yaml:"scrub"`
+}
+
+// Scrub is when and how fast what is stored is read again.
+type Scrub struct {
+	// Every is how often; 0s is never, but when asked to (tidemark cache scrub).
+	Every Duration `yaml:"every"`
+	// Rate bounds what is read a second.
+	Rate Size `yaml:"rate"`
 }
 
 // Audit is about the ledger.
@@ -217,6 +252,10 @@ type Audit struct {
 	// GapFactor times 15m without an answer is a gap, which is recorded.
 	GapFactor int `yaml:"gap_factor"`
 
+	// Gaps is tell (with a warning in the answer) or refuse, when a pull as of a time is
+	// about one of which it is not certain what the tag meant.
+	Gaps string `yaml:"gaps"`
+
 	// ExposureKeep is how long who pulled what is kept.
 	ExposureKeep Duration `yaml:"exposure_keep"`
 
@@ -227,6 +266,12 @@ type Audit struct {
 	// Publish copies checkpoints to other places, as witnesses of the log.
 	Publish []Publish `yaml:"publish"`
 }
+
+// What becomes of pulls as of an uncertain time.
+const (
+	GapsTell   = "tell"
+	GapsRefuse = "refuse"
+)
 
 // Rule is what to do about some tags.
 type Rule struct {
@@ -306,10 +351,10 @@ func Default() *Config {
 		Admin:           Admin{Listen: "127.0.0.1:5051"},
 		DefaultUpstream: "docker.io",
 		Tags:            Tags{TTL: Duration(60 * time.Second), Refresh: RefreshBlocking},
-		Cache:           Cache{MaxBytes: Size{Percent: 80}, MinFree: Size{Bytes: 1 << 30}, Prefetch: true},
+		Cache:           Cache{MaxBytes: Size{Percent: 80}, MinFree: Size{Bytes: 1 << 30}, Prefetch: true, Scrub: Scrub{Every: Duration(30 * 24 * time.Hour), Rate: Size{Bytes: 32 << 20}}},
 		Audit: Audit{
 			Keep: Keep{Digests: 5, Days: 90}, FlapWindow: Duration(15 * time.Minute),
-			DeleteAfter: DeleteAfter{Observations: 3, Over: Duration(time.Hour)}, GapFactor: 3, ExposureKeep: Duration(90 * 24 * time.Hour),
+			DeleteAfter: DeleteAfter{Observations: 3, Over: Duration(time.Hour)}, GapFactor: 3, Gaps: GapsTell, ExposureKeep: Duration(90 * 24 * time.Hour),
 		},
 	}
 }
@@ -326,6 +371,7 @@ func wellKnown() map[string]*Upstream {
 	for _, name := range []string{"ghcr.io", "quay.io", "registry.k8s.io", "gcr.io", "mcr.microsoft.com", "public.ecr.aws", "lscr.io", "nvcr.io", "registry.gitlab.com"} {
 		m[name] = &Upstream{}
 	}
+	m["quay.io"].History = HistoryQuay
 	m["lscr.io"].TokenRealms = []string{"ghcr.io"}                // it stands in front of ghcr.io
 	m["registry.gitlab.com"].TokenRealms = []string{"gitlab.com"} // the same domain; said for clarity
 	return m
@@ -346,6 +392,9 @@ func (c *Config) complete() {
 		if k == nil {
 			k = &Upstream{}
 		}
+		if name == "cgr.dev" {
+			k.History = HistoryChainguard
+		}
 		if u.Endpoints == nil {
 			u.Endpoints = k.Endpoints
 		}
@@ -360,6 +409,12 @@ func (c *Config) complete() {
 		}
 		if u.Kind == "" {
 			u.Kind = KindRegistry
+		}
+		if u.History == "" {
+			u.History = k.History
+		}
+		if u.History == "" {
+			u.History = HistoryOCI
 		}
 	}
 }

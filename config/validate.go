@@ -38,6 +38,9 @@ func (c *Config) validate(d *decoder) {
 	if n := c.Cache.MaxBytes.Bytes; n > 0 && n < leastCache {
 		d.fail("cache.max_bytes", nil, "a cache of %d bytes holds no image; sizes are written 10GiB, shares 80%%", n)
 	}
+	if r := c.Cache.Scrub.Rate; r.Percent != 0 || r.Bytes == 0 {
+		d.fail("cache.scrub.rate", nil, "want a size, such as 32MiB, that is read a second")
+	}
 	if c.Cache.MinFree.Percent == 100 {
 		d.fail("cache.min_free", nil, "a cache that leaves everything free keeps nothing")
 	}
@@ -66,6 +69,9 @@ func (c *Config) validateAudit(d *decoder) {
 	}
 	if a.GapFactor > gapFactorMost {
 		d.fail("audit.gap_factor", nil, "%d is more than %d: nothing would ever be a gap", a.GapFactor, gapFactorMost)
+	}
+	if a.Gaps != GapsTell && a.Gaps != GapsRefuse {
+		d.fail("audit.gaps", nil, "%q is neither %s nor %s", a.Gaps, GapsTell, GapsRefuse)
 	}
 	if a.ExposureKeep == 0 {
 		d.fail("audit.exposure_keep", nil, "want a time such as 90d")
@@ -267,6 +273,9 @@ func (c *Config) validateUpstream(d *decoder, name string, u *Upstream) {
 		if !hostGrammar.MatchString(strings.ToLower(h)) {
 			d.fail(fmt.Sprintf("%s.hosts[%d]", path, i), nil, "%q is not a host name", h)
 		}
+	}
+	if u.History != HistoryOCI && u.History != HistoryQuay && u.History != HistoryChainguard {
+		d.fail(path+".history", nil, "%q is not one of %s, %s, %s", u.History, HistoryOCI, HistoryQuay, HistoryChainguard)
 	}
 	if u.Kind != KindRegistry && u.Kind != KindMirror {
 		d.fail(path+".kind", nil, "%q is neither registry nor mirror", u.Kind)

@@ -43,6 +43,28 @@ func (d Duration) String() string {
 	return strings.TrimSuffix(s, "h0m") + map[bool]string{true: "h"}[strings.HasSuffix(s, "h0m")]
 }
 
+// A Time is written as 2026-07-01, which is its first second in UTC, or as
+// 2026-07-01T12:30:00Z.
+type Time struct{ time.Time }
+
+func (t *Time) parse(s string) (err error) {
+	layout := time.RFC3339
+	if len(s) == len(time.DateOnly) {
+		layout = time.DateOnly
+	}
+	if t.Time, err = time.Parse(layout, s); err != nil {
+		return fmt.Errorf("%.100q is not a date such as 2026-07-01, or a time such as 2026-07-01T12:30:00Z", s)
+	}
+	return nil
+}
+
+func (t Time) String() string {
+	if t.IsZero() {
+		return `""`
+	}
+	return t.UTC().Format(time.RFC3339)
+}
+
 // A Size is written as 10GiB, 500MB or 4096, in bytes, or as 80%.
 type Size struct {
 	Bytes   int64

@@ -22,6 +22,7 @@ var mayImport = map[string]string{
 	"audit/taglog":                "",
 	"audit/diff":                  "",
 	"audit/publish":               "audit",
+	"audit/bundle":                "audit audit/taglog",
 	"audit/sqlite":                "audit audit/taglog",
 	"audit/audittest":             "audit audit/taglog",
 	"proxy":                       "audit audit/diff cache proxy/oci proxy/route proxy/upstream",
@@ -33,6 +34,7 @@ var mayImport = map[string]string{
 	"proxy/front":                 "proxy/ca",
 	"proxy/intercept":             "proxy/ca",
 	"proxy/admin":                 "audit audit/diff audit/taglog cache",
+	"proxy/carry":                 "audit audit/bundle cache proxy/oci",
 }
 
 // The rooms know only what the map lets them know.

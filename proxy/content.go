@@ -26,11 +26,13 @@ import (
 type Contents struct {
 	upstreams map[string]*upstream.Upstream
 	cache     *cache.Cache
+	note      NoteReferrers
 }
 
-// NewContents returns the contents of a cache in front of upstreams.
-func NewContents(upstreams map[string]*upstream.Upstream, c *cache.Cache) *Contents {
-	return &Contents{upstreams, c}
+// NewContents returns the contents of a cache in front of upstreams. What refers to
+// what in that which arrives is told to note.
+func NewContents(upstreams map[string]*upstream.Upstream, c *cache.Cache, note NoteReferrers) *Contents {
+	return &Contents{upstreams, c, note}
 }
 
 func (c *Contents) repository(ref audit.Ref) (repository, error) {
@@ -38,7 +40,7 @@ func (c *Contents) repository(ref audit.Ref) (repository, error) {
 	if up == nil {
 		return repository{}, fmt.Errorf("%s is not a configured upstream any more", ref.Upstream)
 	}
-	return repository{route.Target{Upstream: ref.Upstream, Repository: ref.Repository}, up, c.cache, nil, time.Time{}}, nil
+	return repository{Target: route.Target{Upstream: ref.Upstream, Repository: ref.Repository}, upstream: up, cache: c.cache, referrer: func(r repository, manifest []byte) { noteReferrer(c.note, r, manifest) }}, nil
 }
 
 // Complete has all bytes of dgst, which belongs to ref, here and pinned: of an

@@ -18,6 +18,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/singleflight"
 
+	"tidemark/audit"
 	"tidemark/cache"
 	"tidemark/proxy/oci"
 	"tidemark/proxy/upstream"
@@ -26,8 +27,10 @@ import (
 // tags answers with upstream's page of tags, or with those known here when
 // upstream does not answer.
 func (h *Handler) tags(w http.ResponseWriter, r *http.Request, repo repository, p *Pull) error {
+	if repo.view != nil {
+		return h.pastTags(w, r, repo, p)
+	}
 	query := r.URL.Query()
-	ns := query["ns"]
 	query.Del("ns")
 	if _, err := pageSize(query); err != nil {
 		return err
@@ -35,22 +38,30 @@ func (h *Handler) tags(w http.ResponseWriter, r *http.Request, repo repository, 
 	wait, cancel := repo.waiting(r.Context())
 	names, next, err := repo.upstream.Tags(wait, repo.Repository, query)
 	cancel()
-	p.Source = cache.Pass.String()
-	status := asked
 	if err != nil {
 		known, kerr := h.tagsWithout(r.Context(), repo, err)
 		if kerr != nil {
 			return kerr
 		}
-		names, next = page(known, query)
-		status = staleStatus(err)
 		p.Source = "stale"
+		return h.sendTags(w, r, repo, p, known, staleStatus(err))
 	}
+	p.Source = cache.Pass.String()
+	return h.sendTagPage(w, r, repo, p, names, next, asked)
+}
+
+// sendTags answers with the page that the client asks for of all tags.
+func (h *Handler) sendTags(w http.ResponseWriter, r *http.Request, repo repository, p *Pull, all []string, status []string) error {
+	names, next := page(all, r.URL.Query())
+	return h.sendTagPage(w, r, repo, p, names, next, status)
+}
+
+func (h *Handler) sendTagPage(w http.ResponseWriter, r *http.Request, repo repository, p *Pull, names []string, next url.Values, status []string) error {
 	if next != nil {
-		if ns != nil {
+		if ns := r.URL.Query()["ns"]; ns != nil {
 			next["ns"] = ns
 		}
-		w.Header().Set("Link", "</v2/"+repo.Name+"/tags/list?"+next.Encode()+`>; rel="next"`)
+		w.Header().Set("Link", "<"+repo.path("tags/list")+"?"+next.Encode()+`>; rel="next"`)
 	}
 	w.Header()["Cache-Status"] = status
 	return writeList(w, r, p, "application/json", struct {
@@ -254,7 +265,7 @@ func (h *Handler) referrersOf(ctx context.Context, repo repository, subject dige
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, upstream.ErrOffline) {
 			list, err = h.referrersByTag(wait, repo, subject)
 		}
-		if err == nil {
+		if err == nil && !repo.upstream.IsOffline() {
 			h.keepReferrers(wait, key, list)
 		}
 		return list, err
@@ -268,7 +279,48 @@ func (h *Handler) referrersOf(ctx context.Context, repo repository, subject dige
 			return list, staleStatus(err), nil
 		}
 	}
+	if silent(err) {
+		if list, here := h.referrersHere(ctx, repo, subject); here {
+			return list, staleStatus(err), nil
+		}
+	}
 	return nil, nil, err
+}
+
+// referrersHere are the manifests that are here and refer to one that is, too.
+func (h *Handler) referrersHere(ctx context.Context, repo repository, subject digest.Digest) (list []upstream.Referrer, here bool) {
+	if _, here := h.o.Cache.Stat(subject); !here || !repo.proven(subject) {
+		return nil, false
+	}
+	known, err := h.o.KnownReferrers(ctx, repo.Upstream, repo.Repository, subject)
+	if err != nil {
+		return nil, false // what matters to the client is that upstream is silent
+	}
+	for _, k := range known {
+		var r upstream.Referrer
+		if _, here := h.o.Cache.Stat(k.Digest); here && json.Unmarshal(k.Descriptor, &r) == nil {
+			list = append(list, r)
+		}
+	}
+	return list, true
+}
+
+// noteReferrer notes what a manifest that arrived refers to.
+func (h *Handler) noteReferrer(repo repository, manifest []byte) {
+	noteReferrer(h.o.NoteReferrers, repo, manifest)
+}
+
+// A NoteReferrers notes what refers to manifests of a repository.
+type NoteReferrers func(upstream, repository string, list []audit.Referrer)
+
+func noteReferrer(note NoteReferrers, repo repository, manifest []byte) {
+	subject, listed, ok := oci.Referring(manifest)
+	if !ok {
+		return
+	}
+	if descriptor, err := json.Marshal(listed); err == nil {
+		note(repo.Upstream, repo.Repository, []audit.Referrer{{Subject: subject, Digest: listed.Digest, Descriptor: descriptor}})
+	}
 }
 
 // keepReferrers stores a list. One that cannot be is asked for again.
@@ -277,10 +329,29 @@ func (h *Handler) keepReferrers(ctx context.Context, key member, list []upstream
 	if err != nil || len(body) > oci.MaxManifest {
 		return
 	}
-	if dgst, err := keep(ctx, h.o.Cache, body); err == nil {
-		h.lists.put(key, dgst)
+	dgst, err := keep(ctx, h.o.Cache, body)
+	if err != nil {
+		return
+	}
+	before, _ := h.lists.get(key)
+	h.lists.put(key, dgst)
+	if before.list == dgst || len(body) > notedMost {
+		return
+	}
+	var noted []audit.Referrer
+	for _, r := range list {
+		if d, err := oci.ParseDigest(r.Digest); err == nil {
+			noted = append(noted, audit.Referrer{Subject: key.digest, Digest: d, Descriptor: r.Descriptor})
+		}
+	}
+	if len(noted) > 0 {
+		h.o.NoteReferrers(key.upstream, key.repository, noted)
 	}
 }
+
+// notedMost bounds in bytes the list of what refers to one manifest that is noted for
+// when upstream is silent after a restart.
+const notedMost = 256 << 10
 
 func (h *Handler) keptReferrers(ctx context.Context, kept referrerList) ([]upstream.Referrer, error) {
 	body, err := h.o.Cache.Read(ctx, kept.list, nil, oci.MaxManifest)

@@ -37,6 +37,7 @@ func toOCI(p Pull) *oci.Error {
 		oe *oci.Error
 		re *route.ErrUnknown
 		ue *upstream.Error
+		pe *audit.PastError
 	)
 	err := p.Err
 	switch {
@@ -48,6 +49,8 @@ func toOCI(p Pull) *oci.Error {
 		return &oci.Error{Status: http.StatusNotFound, Code: oci.NameUnknown, Message: re.Error()}
 	case errors.Is(err, audit.ErrDenied), errors.Is(err, audit.ErrTooNew), errors.Is(err, audit.ErrDeleted):
 		return &oci.Error{Status: http.StatusNotFound, Code: oci.ManifestUnknown, Message: err.Error(), Detail: detail{Upstream: p.Upstream, Policy: true}}
+	case errors.As(err, &pe):
+		return &oci.Error{Status: http.StatusNotFound, Code: oci.ManifestUnknown, Message: err.Error(), Detail: detail{Upstream: p.Upstream, Earliest: pe.Earliest}}
 	case errors.Is(err, upstream.ErrOffline):
 		return offline(p)
 	case errors.Is(err, audit.ErrLedger):
@@ -70,6 +73,8 @@ type detail struct {
 	Status   int    `json:"status,omitempty"`
 	Policy   bool   `json:"policy,omitempty"`  // it is this server's policy that refuses
 	Offline  bool   `json:"offline,omitempty"` // it is not here, and nobody may be asked
+
+	Earliest *time.Time `json:"earliest,omitempty"` // from when on something is known
 }
 
 // unknown is the code for what there is not, by what was asked for.

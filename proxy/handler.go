@@ -57,8 +57,22 @@ type Options struct {
 	// upstream does not answer.
 	KnownTags func(ctx context.Context, upstream, repository string) ([]string, error)
 
-	// History is what a ref meant, newest first.
-	History func(context.Context, audit.Ref, audit.HistoryQuery) ([]audit.Stint, error)
+	// KnownTagsAt are those that had been seen at a moment.
+	KnownTagsAt func(ctx context.Context, upstream, repository string, m audit.Moment) ([]string, error)
+
+	// History is what a ref meant, newest first. Claims is what it meant by the word
+	// of others, and Chronicle all of it, from which the past is told.
+	History   func(context.Context, audit.Ref, audit.HistoryQuery) ([]audit.Stint, error)
+	Claims    func(context.Context, audit.Ref) ([]audit.Claim, error)
+	Chronicle func(context.Context, audit.Ref) (audit.Chronicle, error)
+
+	// RefuseGaps refuses what a ref meant at a time of which that is not certain.
+	RefuseGaps bool
+
+	// KnownReferrers is what is known to refer to a manifest, and NoteReferrers
+	// notes it, for when upstream does not answer.
+	KnownReferrers func(ctx context.Context, upstream, repository string, subject digest.Digest) ([]audit.Referrer, error)
+	NoteReferrers  NoteReferrers
 
 	// OCITagHistory answers the history in the form that distribution-spec#606
 	// proposes under the name it proposes, too.
@@ -135,14 +149,21 @@ var errLate = fmt.Errorf("no answer could be had in time: %w", context.DeadlineE
 // ServeHTTP answers a request of the /v2 API. It is the only place that looks
 // at an error: nothing sent yet is an error for the client, something sent can
 // only be cut off.
-func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.answer(w, r, nil) }
+
+// View answers like the handler itself, as things were at a moment.
+func (h *Handler) View(m audit.Moment) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.answer(w, r, &view{moment: m, prefix: "/v2/"}) })
+}
+
+func (h *Handler) answer(w http.ResponseWriter, r *http.Request, v *view) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	p := Pull{began: time.Now()}
 	late := time.AfterFunc(h.o.Patience, func() { cancel(errLate) })
 	defer late.Stop()
 	p.late = late
-	p.Err = h.serve(w, r.WithContext(ctx), &p)
+	p.Err = h.serve(w, r.WithContext(ctx), &p, v)
 	if p.Err != nil && !p.begun && r.Context().Err() == nil {
 		refuse(w, p)
 		p.begun = true
@@ -155,9 +176,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (h *Handler) serve(w http.ResponseWriter, r *http.Request, p *Pull) error {
+func (h *Handler) serve(w http.ResponseWriter, r *http.Request, p *Pull, v *view) error {
 	w.Header()["Docker-Distribution-Api-Version"] = apiVersion
-	req, err := oci.Parse(r.Method, r.URL.Path)
+	path, v, err := h.viewed(r, v)
+	var req oci.Request
+	if err == nil {
+		req, err = oci.Parse(r.Method, path)
+	}
 	p.Kind = req.Kind
 	if h.o.Login != nil {
 		user, ok := h.o.Login(r)
@@ -187,11 +212,17 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, p *Pull) error {
 	if hasNS {
 		w.Header().Set("OCI-Namespace", ns)
 	}
+	if v != nil && req.Kind == oci.Push {
+		return errPast
+	}
 	asker, err := h.asker(r, target.Upstream)
 	if err != nil {
 		return err
 	}
-	repo := repository{target, asker, h.o.Cache, h.rights, p.began.Add(h.o.Patience * 9 / 10)}
+	repo := repository{
+		Target: target, upstream: asker, cache: h.o.Cache, rights: h.rights, referrer: h.noteReferrer,
+		until: p.began.Add(h.o.Patience * 9 / 10), view: v,
+	}
 	p.Upstream, p.Repo, p.Tag, p.Digest = target.Upstream, target.Repository, req.Tag, req.Digest
 	switch req.Kind {
 	case oci.Manifest:
@@ -242,10 +273,13 @@ func (h *Handler) manifest(w http.ResponseWriter, r *http.Request, repo reposito
 		outcome cache.Outcome
 		err     error
 	)
-	if req.Tag != "" {
+	switch {
+	case req.Tag != "" && repo.view != nil:
+		return h.pastManifest(w, r, repo, req, p)
+	case req.Tag != "":
 		m, outcome, ans, err = h.resolved(ctx, repo, req.Tag)
 		dgst, p.Digest = ans.Served, ans.Served
-	} else {
+	default:
 		if here, asks := h.asksFirst(repo, dgst); asks && r.Method == http.MethodHead {
 			if err := h.headManifest(w, r, repo, dgst, p); err == nil || !here || !h.untold(repo, err) {
 				return err
@@ -256,11 +290,7 @@ func (h *Handler) manifest(w http.ResponseWriter, r *http.Request, repo reposito
 	if err != nil {
 		return err
 	}
-	if h.o.Prefetch && !m.Index && r.Method == http.MethodGet {
-		h.o.Cache.Prefetch(m, func(ref cache.Reference) cache.Source { return repo.blob(ref.Digest) })
-	}
 	head := w.Header()
-	describeContent(head, dgst, m.MediaType, int64(len(m.Body)))
 	if req.Tag != "" {
 		head["Tidemark-Log-Index"] = []string{strconv.FormatInt(ans.Index, 10)}
 		if h := heldHeader(ans); h != nil {
@@ -276,14 +306,23 @@ func (h *Handler) manifest(w http.ResponseWriter, r *http.Request, repo reposito
 		head["Cache-Status"] = contentStatus(outcome)
 		p.Source = outcome.String()
 	}
+	return h.sendManifest(w, r, repo, m, p)
+}
+
+// sendManifest answers with a manifest that may be given.
+func (h *Handler) sendManifest(w http.ResponseWriter, r *http.Request, repo repository, m *cache.Manifest, p *Pull) error {
+	if h.o.Prefetch && !m.Index && r.Method == http.MethodGet {
+		h.o.Cache.Prefetch(m, func(ref cache.Reference) cache.Source { return repo.blob(ref.Digest) })
+	}
+	describeContent(w.Header(), m.Digest, m.MediaType, int64(len(m.Body)))
 	if err := p.begin(); err != nil {
 		return err
 	}
-	if notModified(w, r, dgst) || r.Method == http.MethodHead {
+	if notModified(w, r, m.Digest) || r.Method == http.MethodHead {
 		return nil
 	}
 	p.Sent = true
-	_, err = w.Write(m.Body)
+	_, err := w.Write(m.Body)
 	return err
 }
 

@@ -46,6 +46,9 @@ func (h *Handler) tagHistory(w http.ResponseWriter, r *http.Request, repo reposi
 	}
 	n := q.Limit
 	q.Limit++ // one more tells whether there is a next page
+	if repo.view != nil {
+		q = upTo(q, repo.view.moment)
+	}
 	stints, err := h.o.History(r.Context(), repo.ref(req.Tag), q)
 	if err != nil {
 		return err
@@ -87,6 +90,19 @@ func historyQuery(query url.Values) (q audit.HistoryQuery, err error) {
 		q.Before = &index
 	}
 	return q, nil
+}
+
+// upTo bounds a query by a moment.
+func upTo(q audit.HistoryQuery, m audit.Moment) audit.HistoryQuery {
+	if at, ok := m.Time(); ok {
+		if after := at.Add(time.Millisecond); q.SeenBefore.IsZero() || q.SeenBefore.After(after) {
+			q.SeenBefore = after
+		}
+	} else if index, _ := m.Index(); q.Before == nil || *q.Before > index {
+		index++
+		q.Before = &index
+	}
+	return q
 }
 
 func badQuery(message string) error {

@@ -61,6 +61,7 @@ type settings struct {
 	hubAt             string // docker.io is there instead
 	patience          time.Duration
 	passthrough, push bool
+	refuseGaps        bool
 	shared            bool                 // ghcr.io is, with credentials
 	login             upstream.Credentials // of ghcr.io
 }
@@ -114,12 +115,17 @@ func (m *mirror) start(s settings) {
 			m.t.Fatal(err)
 		}
 	}
+	note := func(upstream, repository string, list []audit.Referrer) {
+		if err := m.store.AddReferrers(context.Background(), upstream, repository, list); err != nil {
+			m.t.Error(err)
+		}
+	}
 	upstreams := map[string]*upstream.Upstream{
 		"docker.io": upstream.New(upstream.Options{Name: "docker.io", Endpoints: []*url.URL{hub}, Offline: s.offline, HeaderTimeout: s.silence, IdleTimeout: s.silence}),
 		"ghcr.io":   upstream.New(upstream.Options{Name: "ghcr.io", Endpoints: []*url.URL{m.ghcr.URL()}, Credentials: s.login}),
 	}
 	m.up = upstreams["docker.io"]
-	m.contents = proxy.NewContents(upstreams, m.cache)
+	m.contents = proxy.NewContents(upstreams, m.cache, note)
 	m.keeper = proxy.NewKeeper(m.contents, func(ctx context.Context) iter.Seq2[audit.Tag, error] {
 		return m.store.EachTag(ctx, audit.TagQuery{Kept: true})
 	}, log)
@@ -136,6 +142,8 @@ func (m *mirror) start(s settings) {
 		Table: table, Upstreams: upstreams, Ledger: m.ledger, TTL: s.ttl,
 		Passthrough: s.passthrough, Shared: map[string]bool{"ghcr.io": s.shared}, Push: s.push, Patience: s.patience,
 		Cache: m.cache, Prefetch: s.prefetch, KnownTags: m.store.TagNames, History: m.store.History, Repositories: m.store.Repositories,
+		Claims: m.store.Claims, Chronicle: m.store.Chronicle, KnownTagsAt: m.store.TagNamesAt, RefuseGaps: s.refuseGaps,
+		KnownReferrers: m.store.Referrers, NoteReferrers: note,
 	})
 	srv := httptest.NewServer(h)
 	m.t.Cleanup(func() { srv.CloseClientConnections(); srv.Close() })

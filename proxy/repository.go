@@ -29,7 +29,19 @@ type repository struct {
 	cache    *cache.Cache
 	rights   *rights // nil unless clients' own rights count
 
+	referrer func(r repository, manifest []byte) // notes what a manifest refers to
+
 	until time.Time // for so long upstream is waited for before what is known is told
+	view  *view     // the moment that is asked about, nil for now
+}
+
+// path is where the requests of the repository go that are of some kind.
+func (r repository) path(kind string) string {
+	prefix := "/v2/"
+	if r.view != nil {
+		prefix = r.view.prefix
+	}
+	return prefix + r.Name + "/" + kind
 }
 
 // waiting bounds what is waited for before what is known is told instead.
@@ -178,6 +190,7 @@ func (r repository) get(ctx context.Context, tag string, via []string) (audit.Ob
 	if err != nil {
 		return audit.Observation{}, err
 	}
+	r.referrer(r, m.Body)
 	return r.observation(dgst, kept.MediaType, int64(len(m.Body)), m.Edge, true, via...), nil
 }
 
@@ -235,6 +248,7 @@ func (s manifestSource) Open(ctx context.Context, _, _ int64) (*cache.Content, e
 			return nil, err
 		}
 		s.repo.note(s.dgst)
+		s.repo.referrer(s.repo, m.Body)
 	}
 	return given{s.source, m.Body}.Open(ctx, 0, -1)
 }

@@ -42,6 +42,16 @@ type Store interface {
 	Keep(ctx context.Context, digests int, since time.Time) iter.Seq2[audit.Kept, error]
 	Exposures(ctx context.Context, d digest.Digest) ([]audit.Exposure, error)
 	Conditions(ctx context.Context, limit int) ([]audit.Condition, error)
+	audit.Importer
+	audit.PinStore
+	audit.ClaimStore
+	Pins(ctx context.Context) ([]audit.Pin, error)
+	Chronicle(ctx context.Context, ref audit.Ref) (audit.Chronicle, error)
+	EachEvent(ctx context.Context, from map[audit.Ref]int64, end int64) iter.Seq2[audit.Entry, error]
+	TagNamesAt(ctx context.Context, upstream, repository string, m audit.Moment) ([]string, error)
+	TrustedKey(ctx context.Context, origin string) (string, error)
+	AddReferrers(ctx context.Context, upstream, repository string, list []audit.Referrer) error
+	Referrers(ctx context.Context, upstream, repository string, subject digest.Digest) ([]audit.Referrer, error)
 	Close() error
 }
 
@@ -68,6 +78,13 @@ func Run(t *testing.T, open func(t *testing.T, dir string) Store) {
 		"exposures add up, and are forgotten":              exposures,
 		"conditions end":                                   conditions,
 		"a fork begins another series of checkpoints":      fork,
+		"an import is all or nothing, and happens once":    imports,
+		"a later import goes on where an earlier ended":    importsGoOn,
+		"pins are kept until they are taken back":          pins,
+		"claims are kept by whose word they are":           claims,
+		"referrers are known by their subject":             referrers,
+		"tags are known as of a moment":                    tagsAt,
+		"events of many refs come in order":                eventsOfRefs,
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

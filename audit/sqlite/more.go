@@ -24,10 +24,12 @@ func (s *Store) Recall(ctx context.Context, key string) (value string, err error
 
 // Remember implements audit.Memory.
 func (s *Store) Remember(ctx context.Context, key, value string) error {
-	return s.tx(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, "INSERT INTO memory (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", key, value)
-		return err
-	})
+	return s.tx(ctx, func(tx *sql.Tx) error { return remember(ctx, tx, key, value) })
+}
+
+func remember(ctx context.Context, tx *sql.Tx, key, value string) error {
+	_, err := tx.ExecContext(ctx, "INSERT INTO memory (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", key, value)
+	return err
 }
 
 // AddExposures implements audit.ExposureStore.

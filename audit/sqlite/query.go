@@ -147,24 +147,33 @@ func timeOf(ms sql.NullInt64) *time.Time {
 	return &t
 }
 
-// Keep yields the digests whose bytes are to be kept: what is served although
-// upstream may have forgotten it, firmly and first, and of every ref the newest
-// heads since a time, as many as digests says, with the diffs between them, and
-// the listings of snapshots. No digests keep no history.
+// Keep yields the digests whose bytes are to be kept: what is pinned, what is served
+// although upstream may have forgotten it and what bundles brought, firmly and
+// first; and of every ref the newest heads since a time, as many as digests says,
+// with the diffs between them, and the listings of snapshots. No digests keep no
+// history.
 func (s *Store) Keep(ctx context.Context, digests int, since time.Time) iter.Seq2[audit.Kept, error] {
 	return func(yield func(audit.Kept, error) bool) {
 		rows, err := s.read.QueryContext(ctx, `
-			SELECT served_digest, 1 FROM tag_state WHERE kept AND served_digest <> ''
+			WITH name (id, ref) AS (SELECT id, upstream || '/' || repository || ':' || tag FROM ref)
+			SELECT digest, 1, platforms, 'pin', target FROM pin WHERE digest <> ''
 			UNION ALL
-			SELECT served_digest, 0 FROM tag_state WHERE deleted_at >= ?1 AND ?2 > 0
+			SELECT t.served_digest, 1, p.platforms, 'pin', p.target FROM pin p JOIN ref r ON r.upstream = p.upstream AND r.repository = p.repository AND r.tag = p.tag
+				JOIN tag_state t ON t.ref_id = r.id WHERE p.digest = '' AND t.served_digest <> ''
 			UNION ALL
-			SELECT digest, 0 FROM (
-				SELECT digest, row_number() OVER (PARTITION BY ref_id ORDER BY max(leaf_idx) DESC) AS nth
-				FROM tag_interval WHERE ended IS NULL OR ended >= ?1 GROUP BY ref_id, digest) WHERE nth <= ?2
+			SELECT t.served_digest, 1, 'null', 'hold', n.ref FROM tag_state t JOIN name n ON n.id = t.ref_id WHERE t.kept AND t.served_digest <> ''
 			UNION ALL
-			SELECT diff_digest, 0 FROM tag_interval WHERE diff_digest <> '' AND (ended IS NULL OR ended >= ?1) AND ?2 > 0
+			SELECT b.digest, 1, b.platforms, 'bundle', n.ref FROM bundle_pin b JOIN name n ON n.id = b.ref_id
 			UNION ALL
-			SELECT json_extract(CAST(body AS TEXT), '$.snapshot.digest'), 0 FROM log_leaf WHERE type = 'audit.snapshot' AND at >= ?1 AND ?2 > 0`,
+			SELECT t.served_digest, 0, 'null', 'history', n.ref FROM tag_state t JOIN name n ON n.id = t.ref_id WHERE t.deleted_at >= ?1 AND ?2 > 0
+			UNION ALL
+			SELECT h.digest, 0, 'null', 'history', n.ref FROM (
+				SELECT ref_id, digest, row_number() OVER (PARTITION BY ref_id ORDER BY max(leaf_idx) DESC) AS nth
+				FROM tag_interval WHERE ended IS NULL OR ended >= ?1 GROUP BY ref_id, digest) h JOIN name n ON n.id = h.ref_id WHERE h.nth <= ?2
+			UNION ALL
+			SELECT diff_digest, 0, 'null', 'history', '' FROM tag_interval WHERE diff_digest <> '' AND (ended IS NULL OR ended >= ?1) AND ?2 > 0
+			UNION ALL
+			SELECT json_extract(CAST(body AS TEXT), '$.snapshot.digest'), 0, 'null', 'history', '' FROM log_leaf WHERE type = 'audit.snapshot' AND at >= ?1 AND ?2 > 0`,
 			millis(since), digests)
 		if err != nil {
 			yield(audit.Kept{}, err)
@@ -173,7 +182,12 @@ func (s *Store) Keep(ctx context.Context, digests int, since time.Time) iter.Seq
 		defer rows.Close()
 		for rows.Next() {
 			var k audit.Kept
-			if err := rows.Scan(&k.Digest, &k.Firm); err != nil {
+			var platforms []byte
+			err := rows.Scan(&k.Digest, &k.Firm, &platforms, &k.Reason, &k.For)
+			if err == nil {
+				err = json.Unmarshal(platforms, &k.Platforms)
+			}
+			if err != nil {
 				yield(audit.Kept{}, err)
 				return
 			}
@@ -196,7 +210,7 @@ func (s *Store) Repositories(ctx context.Context, upstreams []string, after stri
 		return nil, err
 	}
 	rows, err := s.read.QueryContext(ctx, `
-		SELECT DISTINCT upstream || '/' || repository AS name FROM ref
+		SELECT DISTINCT upstream || '/' || repository AS name FROM ref JOIN tag_state ON ref_id = id
 		WHERE (?1 = 'null' OR upstream IN (SELECT value FROM json_each(?1))) AND name > ?2 ORDER BY name LIMIT ?3`, string(among), after, n)
 	if err != nil {
 		return nil, err
@@ -220,7 +234,7 @@ func texts(rows *sql.Rows) ([]string, error) {
 
 // TagNames returns the tags known of one repository, sorted.
 func (s *Store) TagNames(ctx context.Context, upstream, repository string) ([]string, error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT tag FROM ref WHERE upstream = ? AND repository = ? ORDER BY tag", upstream, repository)
+	rows, err := s.read.QueryContext(ctx, "SELECT tag FROM ref JOIN tag_state ON ref_id = id WHERE upstream = ? AND repository = ? ORDER BY tag", upstream, repository)
 	if err != nil {
 		return nil, err
 	}

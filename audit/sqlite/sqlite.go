@@ -29,9 +29,12 @@ var schema1 string
 //go:embed schema_2.sql
 var schema2 string
 
+//go:embed schema_3.sql
+var schema3 string
+
 // schemas make a database, one after the other. SQLite's user_version tells how
 // many of them it has had.
-var schemas = []string{schema1, schema2}
+var schemas = []string{schema1, schema2, schema3}
 
 // A Store is an audit.Store and an audit.Log in a SQLite database. One process
 // writes, through one connection; readers have their own and never wait for it
@@ -135,17 +138,25 @@ func (s *Store) Close() error {
 	return err
 }
 
-// tx runs f in a transaction that has the write lock from the beginning.
-func (s *Store) tx(ctx context.Context, f func(*sql.Tx) error) error {
+// tx runs f in a transaction that has the write lock from the beginning. Nothing of
+// it stays if f fails or panics.
+func (s *Store) tx(ctx context.Context, f func(*sql.Tx) error) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
+	done := false
+	defer func() {
+		if !done {
+			err = errors.Join(err, tx.Rollback())
+		}
+	}()
 	if err := f(tx); err != nil {
-		return errors.Join(err, tx.Rollback())
+		return err
 	}
+	done = true
 	return tx.Commit()
 }
 
@@ -195,45 +206,10 @@ func state(ctx context.Context, q querier, ref audit.Ref) (id int64, st audit.St
 }
 
 // Advance implements audit.Store.
-func (s *Store) Advance(ctx context.Context, ref audit.Ref, next func(audit.Record) (audit.State, []audit.Event, error)) (audit.State, error) {
-	var after audit.State
-	err := s.tx(ctx, func(tx *sql.Tx) error {
-		id, before, err := state(ctx, tx, ref)
-		if err != nil {
-			return err
-		}
-		r := audit.Record{State: before}
-		if r.Last, err = lastAt(ctx, tx); err != nil {
-			return err
-		}
-		var pastErr error
-		r.Past = func(d digest.Digest) (audit.Past, bool) {
-			p, was, err := past(ctx, tx, id, d)
-			pastErr = errors.Join(pastErr, err)
-			return p, was
-		}
-		st, events, err := next(r)
-		if err = errors.Join(err, pastErr); err != nil {
-			return err
-		}
-		if id == 0 {
-			if id, err = insertRef(ctx, tx, ref); err != nil {
-				return err
-			}
-		}
-		for _, e := range events {
-			if st.Index, err = appendLeaf(ctx, tx, id, e); err != nil {
-				return err
-			}
-			if err := putInterval(ctx, tx, id, before, st, e); err != nil {
-				return err
-			}
-			if err := putVerdict(ctx, tx, id, e); err != nil {
-				return err
-			}
-		}
-		after = st
-		return putState(ctx, tx, id, st)
+func (s *Store) Advance(ctx context.Context, ref audit.Ref, next func(audit.Record) (audit.State, []audit.Event, error)) (after audit.State, err error) {
+	err = s.tx(ctx, func(tx *sql.Tx) error {
+		_, after, err = advance(ctx, tx, ref, next)
+		return err
 	})
 	if err != nil {
 		return audit.State{}, fmt.Errorf("record %s: %w", ref, err)
@@ -241,12 +217,50 @@ func (s *Store) Advance(ctx context.Context, ref audit.Ref, next func(audit.Reco
 	return after, nil
 }
 
-func insertRef(ctx context.Context, tx *sql.Tx, ref audit.Ref) (int64, error) {
-	res, err := tx.ExecContext(ctx, "INSERT INTO ref (upstream, repository, tag) VALUES (?, ?, ?)", ref.Upstream, ref.Repository, ref.Tag)
+// advance does in a transaction what Advance does, and returns the row of ref.
+func advance(ctx context.Context, tx *sql.Tx, ref audit.Ref, next func(audit.Record) (audit.State, []audit.Event, error)) (id int64, st audit.State, err error) {
+	id, before, err := state(ctx, tx, ref)
 	if err != nil {
-		return 0, err
+		return 0, st, err
 	}
-	return res.LastInsertId()
+	r := audit.Record{State: before}
+	if r.Last, err = lastAt(ctx, tx); err != nil {
+		return 0, st, err
+	}
+	var pastErr error
+	r.Past = func(d digest.Digest) (audit.Past, bool) {
+		p, was, err := past(ctx, tx, id, d)
+		pastErr = errors.Join(pastErr, err)
+		return p, was
+	}
+	st, events, err := next(r)
+	if err = errors.Join(err, pastErr); err != nil {
+		return 0, st, err
+	}
+	if id == 0 {
+		if id, err = insertRef(ctx, tx, ref); err != nil {
+			return 0, st, err
+		}
+	}
+	for _, e := range events {
+		if st.Index, err = appendLeaf(ctx, tx, id, e); err != nil {
+			return 0, st, err
+		}
+		if err := putInterval(ctx, tx, id, before, st, e); err != nil {
+			return 0, st, err
+		}
+		if err := putVerdict(ctx, tx, id, e); err != nil {
+			return 0, st, err
+		}
+	}
+	return id, st, putState(ctx, tx, id, st)
+}
+
+func insertRef(ctx context.Context, tx *sql.Tx, ref audit.Ref) (id int64, err error) {
+	// It may be there with claims alone.
+	err = tx.QueryRowContext(ctx, `INSERT INTO ref (upstream, repository, tag) VALUES (?, ?, ?)
+		ON CONFLICT (upstream, repository, tag) DO UPDATE SET tag = excluded.tag RETURNING id`, ref.Upstream, ref.Repository, ref.Tag).Scan(&id)
+	return id, err
 }
 
 func putState(ctx context.Context, tx *sql.Tx, id int64, st audit.State) error {
@@ -351,17 +365,13 @@ func putInterval(ctx context.Context, tx *sql.Tx, id int64, before, after audit.
 	if e.New == nil {
 		return nil
 	}
-	notBefore := sql.NullInt64{}
-	if e.Interval.NotBefore != nil {
-		notBefore = sql.NullInt64{Int64: millis(*e.Interval.NotBefore), Valid: true}
-	}
 	diff := digest.Digest("")
 	if e.Diff != nil {
 		diff = e.Diff.Digest
 	}
 	_, err := tx.ExecContext(ctx, `INSERT INTO tag_interval (ref_id, digest, media_type, size, not_before, first_seen, last_confirmed, leaf_idx, basis, diff_digest)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'observed', ?)`,
-		id, e.New.Digest, e.New.MediaType, e.New.Size, notBefore, millis(e.Interval.NotAfter), millis(after.LastConfirmed), after.Index, diff)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		id, e.New.Digest, e.New.MediaType, e.New.Size, nullMillis(e.Interval.NotBefore), millis(e.Interval.NotAfter), millis(after.LastConfirmed), after.Index, e.Basis(), diff)
 	return err
 }
 
@@ -505,6 +515,13 @@ func (s *Store) SaveCheckpoint(ctx context.Context, tree tlog.Tree, signed []byt
 		}
 		return nil
 	})
+}
+
+func nullMillis(t *time.Time) sql.NullInt64 {
+	if t == nil {
+		return sql.NullInt64{}
+	}
+	return sql.NullInt64{Int64: millis(*t), Valid: true}
 }
 
 func millis(t time.Time) int64      { return t.UnixMilli() }

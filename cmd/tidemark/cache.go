@@ -12,12 +12,12 @@ import (
 func newCache() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "cache",
-		Short:   "Look into the cache",
+		Short:   "Look into the cache, and say what it keeps",
 		Example: "  tidemark cache stat",
 		Args:    cobra.NoArgs,
 		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(newCacheStat())
+	c.AddCommand(newCacheStat(), newCacheLs(), newCachePin(), newCacheUnpin(), newCacheRm(), newCacheScrub())
 	return c
 }
 

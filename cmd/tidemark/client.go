@@ -69,8 +69,12 @@ func (cl *client) get(ctx context.Context, path string, query url.Values) ([]byt
 	return io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 }
 
-// open sends a request and returns the answer if it is a good one.
+// open sends a request, whose body is JSON, and returns the answer if it is a good one.
 func (cl *client) open(ctx context.Context, method, address string, body io.Reader) (*http.Response, error) {
+	return cl.send(ctx, method, address, "application/json", body)
+}
+
+func (cl *client) send(ctx context.Context, method, address, contentType string, body io.Reader) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, address, body)
 	if err != nil || req.URL.Scheme != "http" && req.URL.Scheme != "https" || req.URL.Host == "" {
 		return nil, usage(fmt.Errorf("--server %q is not an address such as %s", cl.server, defaultServer))
@@ -79,7 +83,7 @@ func (cl *client) open(ctx context.Context, method, address string, body io.Read
 		req.Header.Set("Authorization", "Bearer "+cl.token)
 	}
 	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Content-Type", contentType)
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {

@@ -194,7 +194,7 @@ func (s *server) Run(ctx context.Context) error {
 
 	var behind errgroup.Group
 	for _, run := range []func(context.Context) error{
-		s.cache.Run, s.ledger.Run, s.exposures.Run, s.conditions.Run, s.keeper.Run, s.snapshots.Run,
+		s.cache.Run, s.ledger.Run, s.exposures.Run, s.conditions.Run, s.keeper.Run, s.snapshots.Run, s.scrubber.Run,
 	} {
 		behind.Go(func() error {
 			defer stop() // none of them ends by itself
@@ -210,6 +210,9 @@ func (s *server) Run(ctx context.Context) error {
 	fronts, frontCtx := errgroup.WithContext(ctx)
 	fronts.Go(func() error { return s.registry.Run(frontCtx) })
 	fronts.Go(func() error { return s.admin.Run(frontCtx) })
+	for _, v := range s.views {
+		fronts.Go(func() error { return v.Run(frontCtx) })
+	}
 	if s.intercept != nil {
 		fronts.Go(func() error { return s.intercept.Run(frontCtx) })
 		fronts.Go(func() error { return s.intercepted.Run(frontCtx) })

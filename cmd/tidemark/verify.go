@@ -21,29 +21,39 @@ import (
 )
 
 func newVerify() *cobra.Command {
-	var vkeyFile, sinceFile, saveFile, dataDir string
+	var vkeyFile, sinceFile, saveFile, dataDir, bundleFile string
 	c := &cobra.Command{
 		Use:   "verify",
 		Short: "Re-check the whole ledger: signature, tree, and the chain of every tag",
 		Long: `Re-check the whole ledger of a server, or of a data folder: the signature of its
 checkpoint, every entry against the signed tree, and for every tag that each event
-begins where the one before ended. Exit code 3 if anything is off.
+begins where the one before ended. Exit code 3 if anything is off. With --bundle a
+bundle is checked instead, on any machine: every byte of it, that nothing is missing,
+the chain of every tag, the proofs and the signature.
 
 Without --vkey the server is asked for its verifier, which proves that the log
 is consistent, but not that it is the log you know: keep log.vkey, and the
 checkpoints that --save writes, somewhere else.`,
 		Example: `  tidemark verify
   tidemark verify --vkey log.vkey --since last.checkpoint --save last.checkpoint
-  tidemark verify --data /var/lib/tidemark`,
+  tidemark verify --data /var/lib/tidemark
+  tidemark verify --bundle monday.tar --vkey log.vkey`,
 		Args: cobra.NoArgs,
 	}
 	cl, asJSON := addClient(c), addJSON(c)
 	c.Flags().StringVar(&dataDir, "data", "", "data folder to check instead of a server; it may be in use")
+	c.Flags().StringVar(&bundleFile, "bundle", "", "bundle to check instead of a server")
 	c.Flags().StringVar(&vkeyFile, "vkey", "", "file with the log's verifier (log.vkey)")
 	c.Flags().StringVar(&sinceFile, "since", "", "checkpoint saved earlier, which the log must contain")
 	c.Flags().StringVar(&saveFile, "save", "", "file to save the checkpoint to if all is well")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		ctx := c.Context()
+		if bundleFile != "" {
+			if c.Flags().Changed("server") || dataDir != "" || sinceFile != "" || saveFile != "" {
+				return usage(errors.New("--bundle goes with --vkey and --json only"))
+			}
+			return verifyBundle(c, bundleFile, vkeyFile, *asJSON)
+		}
 		var since []byte
 		if sinceFile != "" {
 			var err error

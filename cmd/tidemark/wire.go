@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
+	"net/http"
 	"net/url"
 	"os"
 	"slices"
@@ -24,6 +25,7 @@ import (
 	"tidemark/proxy"
 	"tidemark/proxy/admin"
 	"tidemark/proxy/ca"
+	"tidemark/proxy/carry"
 	"tidemark/proxy/front"
 	"tidemark/proxy/intercept"
 	"tidemark/proxy/oci"
@@ -55,12 +57,15 @@ type server struct {
 
 	cache    *cache.Cache
 	contents *proxy.Contents
+	carrier  *carry.Carrier
+	scrubber *proxy.Scrubber
 	keeper   *proxy.Keeper
 	events   *admin.Events
 
 	internal *front.Internal // nil unless registry.tls.mode is internal
 	acme     *front.ACME     // nil unless it is acme
 	registry *front.Server
+	views    []*front.Server // the registry as it was
 	admin    *front.Server
 
 	intercept   *intercept.Proxy // nil unless registry.intercept.listen is set
@@ -92,10 +97,18 @@ func wire(ctx context.Context, cfg *config.Config, log zerolog.Logger) (_ *serve
 	if err != nil {
 		return nil, err
 	}
-	s.contents = proxy.NewContents(upstreams, s.cache)
+	s.contents = proxy.NewContents(upstreams, s.cache, s.noteReferrers)
 	if err := s.wireLedger(ctx, key, upstreams, metrics); err != nil {
 		return nil, err
 	}
+	s.carrier = carry.New(carry.Options{
+		Cache: s.cache, Ledger: s.ledger, Signer: s.signer, Store: s.store,
+		Upstream: func(name string) bool { return upstreams[name] != nil },
+	})
+	s.scrubber = proxy.NewScrubber(proxy.ScrubOptions{
+		Contents: s.contents, Ledger: s.ledger, Memory: s.store, Tags: s.store.EachTag,
+		Every: time.Duration(cfg.Cache.Scrub.Every), Rate: cfg.Cache.Scrub.Rate.Bytes, Log: s.log,
+	})
 	if err := s.wireRegistry(ctx, upstreams, table, metrics); err != nil {
 		return nil, err
 	}
@@ -218,13 +231,20 @@ func logEvent(log zerolog.Logger, index int64, e audit.Event) {
 	line.Int64("index", index).Msg("recorded")
 }
 
-// pins tells the cache what the ledger wants kept.
+// pins tells the cache what the ledger wants kept, and what is being exported.
 func (s *server) pins(ctx context.Context) iter.Seq2[cache.Pin, error] {
-	keep := s.cfg.Audit.Keep
-	since := time.Now().Add(-time.Duration(keep.Days) * 24 * time.Hour)
 	return func(yield func(cache.Pin, error) bool) {
-		for k, err := range s.store.Keep(ctx, keep.Digests, since) {
-			if !yield(cache.Pin(k), err) {
+		for _, p := range s.carrier.Pins() {
+			if !yield(p, nil) {
+				return
+			}
+		}
+		for k, err := range s.kept(ctx) {
+			pin := cache.Pin{Digest: k.Digest, Firm: k.Firm}
+			if err == nil && k.Platforms != nil {
+				pin.Children = s.contents.Children(ctx, k.Digest, k.Platforms)
+			}
+			if !yield(pin, err) {
 				return
 			}
 		}
@@ -347,6 +367,12 @@ func (s *server) wireAdmin(upstreams map[string]*upstream.Upstream, table *route
 			return examineUpstreams(ctx, upstreams, ref)
 		},
 		Disk: s.disk, Registry: s.registryStatus(table),
+		Claims: s.store.Claims, Chronicle: s.store.Chronicle, Backfill: s.backfill(upstreams),
+		EachTag: s.store.EachTag, Kept: s.kept, Images: images{s}, Carrier: carrier{s},
+		CheckPlatforms: oci.CheckPlatforms, ParseTime: oci.ParseTime,
+		Failed: func(r *http.Request, err error) {
+			s.log.Error().Err(err).Str("path", r.URL.Path).Msg("an answer could not be finished; the client was cut off")
+		},
 	}
 	if s.internal != nil {
 		o.CAs["internal"] = s.internal.CA().PEM()
@@ -418,6 +444,9 @@ func (s *server) warnings() []string {
 		for _, h := range s.acme.Missing() {
 			out = append(out, "there is no certificate for "+h+" yet; the server's log says what the ACME server said")
 		}
+	}
+	if c := s.cache.Stats(); c.Ready && c.PinnedBytes > c.Budget {
+		out = append(out, fmt.Sprintf("what is pinned has %s, more than cache.max_bytes allows, %s: nothing new is kept; tidemark cache ls --pins says what is", human(c.PinnedBytes), human(c.Budget)))
 	}
 	if total, free, err := disk.Space(s.data.path); err != nil {
 		out = append(out, "free space is unknown: "+err.Error())

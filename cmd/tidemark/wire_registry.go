@@ -35,7 +35,9 @@ func (s *server) wireRegistry(ctx context.Context, upstreams map[string]*upstrea
 		Login: login, Passthrough: s.cfg.Registry.Auth.Mode == config.AuthPassthrough, Shared: shared,
 		Push: s.cfg.Registry.Push == config.PushPass, TTL: time.Duration(s.cfg.Tags.TTL),
 		Prefetch: s.cfg.Cache.Prefetch, KnownTags: s.store.TagNames, Repositories: s.store.Repositories,
-		History: s.store.History, OCITagHistory: s.cfg.Audit.OCITagHistory,
+		History: s.store.History, Claims: s.store.Claims, Chronicle: s.store.Chronicle, OCITagHistory: s.cfg.Audit.OCITagHistory,
+		KnownTagsAt: s.store.TagNamesAt, RefuseGaps: s.cfg.Audit.Gaps == config.GapsRefuse,
+		KnownReferrers: s.store.Referrers, NoteReferrers: s.noteReferrers,
 		Observe: func(r *http.Request, p proxy.Pull) {
 			line := front.LineOf(r)
 			line.Kind, line.Upstream, line.Repo, line.Tag = p.Kind.String(), p.Upstream, p.Repo, p.Tag
@@ -59,12 +61,27 @@ func (s *server) wireRegistry(ctx context.Context, upstreams map[string]*upstrea
 	if err := s.registry.Listen(); err != nil {
 		return err
 	}
+	for _, v := range s.cfg.Registry.Views {
+		server := front.New(front.Options{Addr: v.Listen, Handler: handler.View(momentOf(v)), TLS: tlsConfig, Log: s.log, Access: access})
+		if err := server.Listen(); err != nil {
+			return err
+		}
+		s.views = append(s.views, server)
+	}
 	if s.acme != nil { // its server looks for us there
 		if err := s.acme.Manage(ctx); err != nil {
 			return err
 		}
 	}
 	return s.wireIntercept(handler, table, users, access)
+}
+
+// momentOf is the moment that a view is bound to.
+func momentOf(v config.View) audit.Moment {
+	if v.At != nil {
+		return audit.AtIndex(int64(*v.At))
+	}
+	return audit.AtTime(v.AsOf.Time)
 }
 
 // wireIntercept makes the proxy by which clients reach registries under their own
@@ -116,6 +133,18 @@ func (s *server) wireLogin() (*front.Htpasswd, func(*http.Request) (string, bool
 		return user, ok && users.Allows(user, password)
 	}, nil
 }
+
+// noteReferrers keeps what refers to manifests, for when upstream is silent.
+func (s *server) noteReferrers(upstream, repository string, list []audit.Referrer) {
+	ctx, cancel := context.WithTimeout(context.Background(), noteTime)
+	defer cancel()
+	if err := s.store.AddReferrers(ctx, upstream, repository, list); err != nil {
+		s.log.Warn().Err(err).Str("upstream", upstream).Str("repo", repository).Msg("what refers to a manifest could not be noted; offline it will not be told")
+	}
+}
+
+// noteTime bounds what a pull waits for such a note.
+const noteTime = 5 * time.Second
 
 // visited notes who resolved or fetched a manifest.
 func (s *server) visited(r *http.Request, p proxy.Pull) {

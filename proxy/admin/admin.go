@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"mime"
 	"net"
 	"net/http"
@@ -77,6 +78,26 @@ type Options struct {
 	FlushExposures func(context.Context)
 	Conditions     func(ctx context.Context, limit int) ([]audit.Condition, error)
 
+	// Claims are what a ref meant by the word of others, and Chronicle all that is
+	// known of it. Backfill asks upstream for its own past of it.
+	Claims    func(context.Context, audit.Ref) ([]audit.Claim, error)
+	Chronicle func(context.Context, audit.Ref) (audit.Chronicle, error)
+	Backfill  func(context.Context, audit.Ref) (BackfillReport, error)
+
+	// EachTag yields the tags that a query selects, Kept all content that is kept.
+	EachTag func(context.Context, audit.TagQuery) iter.Seq2[audit.Tag, error]
+	Kept    func(context.Context) iter.Seq2[audit.Kept, error]
+
+	Images  Images
+	Carrier Carrier
+
+	// CheckPlatforms refuses what is no platform, ParseTime reads a date or a time.
+	CheckPlatforms func([]string) error
+	ParseTime      func(string) (time.Time, error)
+
+	// Failed is told of an answer that could not be finished, and does not say why.
+	Failed func(*http.Request, error)
+
 	// ParsePolicy reads the policy of a configuration's text.
 	ParsePolicy func(text string) (*audit.Policy, error)
 
@@ -125,6 +146,18 @@ func New(o Options) *Handler {
 	for _, action := range []string{audit.Approve, audit.Reject, audit.HoldAt, audit.Release} {
 		h.mux.HandleFunc("POST /api/v1/tags/"+action, change(func(r *http.Request) (any, error) { return h.decide(r, action) }))
 	}
+	h.mux.HandleFunc("GET /api/v1/tags/asof", api(h.asof, "ref", "asof", "at"))
+	h.mux.HandleFunc("POST /api/v1/tags/backfill", change(h.backfill))
+	h.mux.HandleFunc("GET /api/v1/cache", api(h.store))
+	h.mux.HandleFunc("GET /api/v1/cache/images", api(h.images, "complete", "platform", "verify", "match", "limit", "after"))
+	h.mux.HandleFunc("GET /api/v1/cache/pins", api(h.pins, "reason", "limit", "after"))
+	h.mux.HandleFunc("POST /api/v1/cache/pin", h.touch(o.Images.Pin))
+	h.mux.HandleFunc("POST /api/v1/cache/unpin", h.touch(o.Images.Unpin))
+	h.mux.HandleFunc("POST /api/v1/cache/remove", h.touch(o.Images.Remove))
+	h.mux.HandleFunc("POST /api/v1/cache/scrub", progress(h.scrub))
+	h.mux.HandleFunc("POST /api/v1/warm", progress(h.warm))
+	h.mux.HandleFunc("POST /api/v1/export", h.export)
+	h.mux.HandleFunc("POST /api/v1/import", h.imports)
 	h.mux.HandleFunc("GET /api/v1/events", api(h.events, "ref", "type", "since", "until", "after", "limit", "order"))
 	h.mux.HandleFunc("GET /api/v1/events/{index}", api(h.event))
 	h.mux.HandleFunc("GET /api/v1/events/stream", h.stream)
@@ -226,13 +259,21 @@ func api(f func(*http.Request) (any, error), params ...string) http.HandlerFunc 
 	}
 }
 
+// errNotJSON refuses what a web page could send without asking.
+var errNotJSON = &Error{http.StatusUnsupportedMediaType, "not_json", "this call needs Content-Type: application/json"}
+
+func isContent(r *http.Request, want string) bool {
+	t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	return err == nil && t == want
+}
+
 // change makes a handler of a function that changes something. No web page can
 // call it: a form cannot send JSON, and a script of another origin may not.
 func change(f func(*http.Request) (any, error)) http.HandlerFunc {
 	call := api(f)
 	return func(w http.ResponseWriter, r *http.Request) {
-		if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
-			writeError(w, &Error{http.StatusUnsupportedMediaType, "not_json", "this call needs Content-Type: application/json"})
+		if !isContent(r, "application/json") {
+			writeError(w, errNotJSON)
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
@@ -257,25 +298,33 @@ func body(r *http.Request, v any) error {
 	return nil
 }
 
-func writeError(w http.ResponseWriter, err error) {
+// asError is an error as the API answers it.
+func asError(err error) *Error {
 	var e *Error
 	var conflict *audit.ConflictError
 	switch {
 	case errors.As(err, &e):
+		return e
 	case errors.As(err, &conflict):
-		e = &Error{http.StatusConflict, "conflict", err.Error()}
+		return &Error{http.StatusConflict, "conflict", err.Error()}
 	case errors.Is(err, audit.ErrReason):
-		e = badRequest("reason: %v", err)
+		return badRequest("reason: %v", err)
 	case errors.Is(err, audit.ErrLedger):
-		e = &Error{http.StatusServiceUnavailable, "ledger_unwritable", err.Error()}
+		return &Error{http.StatusServiceUnavailable, "ledger_unwritable", err.Error()}
 	case errors.Is(err, fs.ErrNotExist):
-		e = &Error{http.StatusNotFound, "not_found", err.Error()}
-	default:
-		e = &Error{http.StatusInternalServerError, "internal", err.Error()}
+		return &Error{http.StatusNotFound, "not_found", err.Error()}
 	}
-	writeJSON(w, e.Status, struct {
-		Error *Error `json:"error"`
-	}{e})
+	return &Error{http.StatusInternalServerError, "internal", err.Error()}
+}
+
+// refused is the body of an answer that is an error.
+type refused struct {
+	Error *Error `json:"error"`
+}
+
+func writeError(w http.ResponseWriter, err error) {
+	e := asError(err)
+	writeJSON(w, e.Status, refused{e})
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {

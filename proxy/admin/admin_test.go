@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -37,6 +39,7 @@ type fixture struct {
 	gone   digest.Digest // whose bytes cannot be had
 	why    error         // for this reason
 	warn   []string
+	worker *worker
 }
 
 // Complete implements admin.Contents.
@@ -87,7 +90,7 @@ func serve(t *testing.T, n int, token string) *fixture {
 		t.Fatal(err)
 	}
 	c := cache.New(cache.Options{Store: d, Budget: func(int64) int64 { return 1 << 20 }, Log: log})
-	f := &fixture{path: filepath.Join(dir, "audit.db"), store: store, events: admin.NewEvents()}
+	f := &fixture{path: filepath.Join(dir, "audit.db"), store: store, events: admin.NewEvents(), worker: &worker{}}
 	policy, errs := audit.Compile(audit.PolicyText{Rules: []audit.RuleText{{Name: "careful", Match: "docker.io/library/held:*", Mode: audit.HoldMode}}})
 	if len(errs) > 0 {
 		t.Fatal(errs)
@@ -110,7 +113,25 @@ func serve(t *testing.T, n int, token string) *fixture {
 		History: store.History, RefOf: store.RefOf, Exposures: store.Exposures, FlushExposures: exposures.Flush, Conditions: store.Conditions,
 		ParsePolicy: func(string) (*audit.Policy, error) { return nil, errors.New("line 1: no") },
 		Upstreams:   upstreams, Warnings: func() []string { return f.warn },
-		Disk: func() admin.DiskStatus { return admin.DiskStatus{Total: 100, Free: 50, MinFree: 10} },
+		Disk:   func() admin.DiskStatus { return admin.DiskStatus{Total: 100, Free: 50, MinFree: 10} },
+		Claims: store.Claims, Chronicle: store.Chronicle, EachTag: store.EachTag, Images: f.worker, Carrier: f.worker,
+		Kept: func(ctx context.Context) iter.Seq2[audit.Kept, error] { return store.Keep(ctx, 1, noon) },
+		CheckPlatforms: func(platforms []string) error {
+			if slices.ContainsFunc(platforms, func(p string) bool { return !strings.HasPrefix(p, "linux/") }) {
+				return errors.New("no platform")
+			}
+			return nil
+		},
+		ParseTime: func(s string) (time.Time, error) {
+			if t, err := time.Parse(time.DateOnly, s); err == nil {
+				return t, nil
+			}
+			return time.Parse(time.RFC3339, s)
+		},
+		Failed: func(*http.Request, error) {},
+		Backfill: func(_ context.Context, ref audit.Ref) (admin.BackfillReport, error) {
+			return admin.BackfillReport{Ref: ref.String(), Source: "quay", Added: 1}, nil
+		},
 		Check: func(_ context.Context, ref *audit.Ref) []admin.UpstreamCheck {
 			return []admin.UpstreamCheck{{Name: "docker.io", Anonymous: admin.Check{Status: 200}}}
 		},

@@ -28,7 +28,7 @@ var openAPI []byte
 // History is the answer of GET /api/v1/tags/history.
 type History struct {
 	Ref     string  `json:"ref"`
-	History []Stint `json:"history"` // newest first
+	History []Stint `json:"history"` // what was recorded here, newest first; then what others say, newest first
 	Next    *int64  `json:"next,omitempty"`
 }
 
@@ -42,7 +42,8 @@ type Stint struct {
 	Ended         *time.Time     `json:"ended,omitempty"`
 	EndReason     string         `json:"end_reason,omitempty"` // the type of the event that ended it
 	Index         int64          `json:"index"`                // of the event that began it
-	Basis         string         `json:"basis"`
+	Basis         string         `json:"basis"`                // observed, imported or upstream-asserted
+	Source        string         `json:"source,omitempty"`     // whose word it is that this log has no events of
 	Bytes         cache.Presence `json:"bytes"`
 	Diff          digest.Digest  `json:"diff,omitempty"` // content: what changed from the one before
 }
@@ -85,7 +86,11 @@ func (h *Handler) history(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(stints) == 0 && before == nil {
+	claims, err := h.o.Claims(r.Context(), ref)
+	if err != nil {
+		return nil, err
+	}
+	if len(stints) == 0 && len(claims) == 0 && before == nil {
 		return nil, &audit.NeverSeenError{Ref: ref}
 	}
 	out := History{Ref: ref.String(), History: []Stint{}}
@@ -101,6 +106,14 @@ func (h *Handler) history(r *http.Request) (any, error) {
 			Digest: st.Digest, MediaType: st.MediaType, NotBefore: st.NotBefore, FirstSeen: st.FirstSeen, LastConfirmed: st.LastConfirmed,
 			Ended: st.Ended, EndReason: st.EndReason, Index: st.Index, Basis: st.Basis, Bytes: h.o.Cache.Presence(st.Digest), Diff: st.Diff,
 		})
+	}
+	if out.Next == nil {
+		for _, c := range claims {
+			out.History = append(out.History, Stint{
+				Digest: c.Digest, MediaType: c.MediaType, NotBefore: c.NotBefore, FirstSeen: c.Since, LastConfirmed: c.LastConfirmed,
+				Ended: c.Until, EndReason: c.EndReason, Index: c.Index, Basis: c.Basis, Source: c.Source, Bytes: h.o.Cache.Presence(c.Digest),
+			})
+		}
 	}
 	return out, nil
 }

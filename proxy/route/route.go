@@ -101,6 +101,12 @@ func (t *Table) Upstream(host, ns string, hasNS bool) (string, error) {
 	return t.fallback, nil
 }
 
+// IsHost tells whether a request's Host means an upstream.
+func (t *Table) IsHost(host string) bool {
+	_, ok := t.byHost(host)
+	return ok
+}
+
 // Hosts are the request hosts that mean an upstream, sorted, in lower case.
 func (t *Table) Hosts() []string { return slices.Sorted(maps.Keys(t.hosts)) }
 

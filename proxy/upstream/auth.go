@@ -291,7 +291,7 @@ func scopeOf(path string) string {
 		return ""
 	}
 	end := 0
-	for _, route := range []string{"/manifests/", "/blobs/", "/tags/list", "/referrers/"} {
+	for _, route := range []string{"/manifests/", "/blobs/", "/tags/list", "/referrers/", "/_oci/", "/_tidemark/", "/_chainguard/"} {
 		end = max(end, strings.LastIndex(rest, route))
 	}
 	if end == 0 {

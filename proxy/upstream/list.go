@@ -52,6 +52,7 @@ func (u *Upstream) Tags(ctx context.Context, repository string, query url.Values
 // A Referrer is a manifest whose subject is another, as upstream describes it.
 type Referrer struct {
 	ArtifactType string
+	Digest       string
 	Descriptor   json.RawMessage // as it was sent
 }
 
@@ -59,11 +60,12 @@ type Referrer struct {
 func (r *Referrer) UnmarshalJSON(b []byte) error {
 	var d struct {
 		ArtifactType string `json:"artifactType"`
+		Digest       string `json:"digest"`
 	}
 	if err := json.Unmarshal(b, &d); err != nil {
 		return err
 	}
-	r.ArtifactType, r.Descriptor = d.ArtifactType, json.RawMessage(bytes.Clone(b))
+	r.ArtifactType, r.Digest, r.Descriptor = d.ArtifactType, d.Digest, json.RawMessage(bytes.Clone(b))
 	return nil
 }
 

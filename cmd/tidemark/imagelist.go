@@ -1,0 +1,340 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/distribution/reference"
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+	"github.com/spf13/cobra"
+)
+
+// Files that name images, as people have them: a list with one image a line, a compose
+// file (compose-spec, 05-services.md and 12-interpolation.md), or Kubernetes manifests
+// in YAML or JSON. Which one it is, is told by what is in it.
+
+// maxImageFile bounds such a file in bytes.
+const maxImageFile = 16 << 20
+
+// namedImages are the whole references of arguments and files, in order, each once.
+// Everything that is wrong is told at once.
+func namedImages(c *cobra.Command, args, files []string) ([]string, error) {
+	var out []string
+	var errs []error
+	add := func(where, image string) {
+		ref, err := expandImage(image)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s%w", where, err))
+		} else if !slices.Contains(out, ref) {
+			out = append(out, ref)
+		}
+	}
+	for _, arg := range args {
+		add("", arg)
+	}
+	for _, name := range files {
+		content, err := readImageFile(c, name)
+		if err != nil {
+			return nil, usage(err)
+		}
+		images, err := imagesIn(content, environment(name))
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		}
+		for _, im := range images {
+			add(fmt.Sprintf("%s:%d: ", name, im.line), im.image)
+		}
+	}
+	if len(errs) == 0 && len(out) == 0 {
+		errs = append(errs, errors.New("no image is named: name some, or a file of them with -f"))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, usage(err)
+	}
+	return out, nil
+}
+
+func readImageFile(c *cobra.Command, name string) ([]byte, error) {
+	in := c.InOrStdin()
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in = f
+	}
+	content, err := io.ReadAll(io.LimitReader(in, maxImageFile+1))
+	if err == nil && len(content) > maxImageFile {
+		err = fmt.Errorf("%s: larger than %d bytes: it is no list of images", name, maxImageFile)
+	}
+	return content, err
+}
+
+// expandImage makes a whole reference of what may be a short name, as Docker does. A
+// digest counts; what is left out is the tag latest.
+func expandImage(s string) (string, error) {
+	named, err := reference.ParseNormalizedNamed(s)
+	if err != nil {
+		return "", fmt.Errorf("%.300q is not an image reference: %w", s, err)
+	}
+	return reference.TagNameOnly(named).String(), nil
+}
+
+// A namedImage is an image as a file names it.
+type namedImage struct {
+	image string
+	line  int
+}
+
+// imagesIn finds the images that a file names.
+func imagesIn(content []byte, env func(string) (string, bool)) ([]namedImage, error) {
+	content = bytes.TrimPrefix(content, []byte("\ufeff"))
+	file, err := parser.ParseBytes(content, 0)
+	if err != nil || !hasMapping(file) {
+		if looksStructured(content) && err != nil {
+			return nil, fmt.Errorf("it is neither YAML nor a list of images: %s", yaml.FormatError(err, false, true))
+		}
+		return listed(content), nil
+	}
+	var out []namedImage
+	var errs []error
+	for _, doc := range file.Docs {
+		d := &document{env: env}
+		d.read(doc.Body)
+		out, errs = append(out, d.images...), append(errs, d.errs...)
+	}
+	return out, errors.Join(errs...)
+}
+
+// hasMapping tells a document of YAML from a list: "nginx:1.27" is no key and value,
+// for no space follows the colon.
+func hasMapping(file *ast.File) bool {
+	return slices.ContainsFunc(file.Docs, func(d *ast.DocumentNode) bool { return len(pairs(d.Body)) > 0 })
+}
+
+// pairs are the keys and values of a mapping.
+func pairs(n ast.Node) []*ast.MappingValueNode {
+	switch n := n.(type) {
+	case *ast.MappingNode:
+		return n.Values
+	case *ast.MappingValueNode:
+		return []*ast.MappingValueNode{n}
+	case *ast.AnchorNode:
+		return pairs(n.Value)
+	}
+	return nil
+}
+
+func keyOf(v *ast.MappingValueNode) string {
+	if s, ok := v.Key.(*ast.StringNode); ok {
+		return s.Value
+	}
+	return v.Key.String()
+}
+
+// looksStructured tells a broken document from a list: no image has these.
+func looksStructured(content []byte) bool {
+	first, _, _ := bytes.Cut(bytes.TrimSpace(content), []byte("\n"))
+	return bytes.HasPrefix(first, []byte("{")) || bytes.HasPrefix(first, []byte("---")) ||
+		regexp.MustCompile(`(?m)^(apiVersion|kind|services|version|name|items|x-[a-z-]+):`).Match(content)
+}
+
+// listed reads a list: an image a line, # begins a comment.
+func listed(content []byte) (out []namedImage) {
+	lines := bufio.NewScanner(bytes.NewReader(content))
+	lines.Buffer(nil, maxImageFile)
+	for n := 1; lines.Scan(); n++ {
+		text, _, _ := strings.Cut(lines.Text(), "#")
+		if text = strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(text), "- ")); text != "" {
+			out = append(out, namedImage{strings.Trim(text, `"'`), n})
+		}
+	}
+	return out
+}
+
+// A document is one of a file.
+type document struct {
+	env    func(string) (string, bool)
+	images []namedImage
+	errs   []error
+}
+
+func (d *document) read(body ast.Node) {
+	services, kind := child(body, "services"), text(child(body, "kind"))
+	switch {
+	case kind != "":
+		d.object(body)
+	case services != nil:
+		for _, s := range pairs(services) {
+			if im := child(s.Value, "image"); im != nil {
+				d.composed(im)
+			}
+		}
+	case body != nil:
+		d.errs = append(d.errs, fmt.Errorf("line %d: it is neither a list of images, a compose file (services) nor a Kubernetes manifest (kind)", line(body)))
+	}
+}
+
+func line(n ast.Node) int {
+	if t := n.GetToken(); t != nil && t.Position != nil {
+		return t.Position.Line
+	}
+	return 0
+}
+
+// child is the value of a key, nil if it is not there.
+func child(n ast.Node, key string) ast.Node {
+	for _, v := range pairs(n) {
+		if keyOf(v) == key {
+			return v.Value
+		}
+	}
+	return nil
+}
+
+// text is the value of a scalar.
+func text(n ast.Node) string {
+	switch n := n.(type) {
+	case *ast.StringNode:
+		return n.Value
+	case *ast.LiteralNode:
+		return strings.TrimSpace(n.Value.Value)
+	case *ast.AnchorNode:
+		return text(n.Value)
+	case *ast.TagNode:
+		return text(n.Value)
+	case ast.ScalarNode:
+		return fmt.Sprint(n.GetValue())
+	}
+	return ""
+}
+
+// composed takes the image of a service, whose variables are put in.
+func (d *document) composed(n ast.Node) {
+	image, err := interpolate(text(n), d.env)
+	if err != nil {
+		d.errs = append(d.errs, fmt.Errorf("line %d: %w", line(n), err))
+		return
+	}
+	d.take(n, image)
+}
+
+func (d *document) take(n ast.Node, image string) {
+	if image == "" {
+		d.errs = append(d.errs, fmt.Errorf("line %d: the image is empty", line(n)))
+		return
+	}
+	d.images = append(d.images, namedImage{image, line(n)})
+}
+
+// object finds the containers of a Kubernetes object, wherever its kind has them: a
+// Pod, a template of one, a list of objects.
+func (d *document) object(n ast.Node) {
+	switch n := n.(type) {
+	case *ast.SequenceNode:
+		for _, v := range n.Values {
+			d.object(v)
+		}
+		return
+	case nil:
+		return
+	}
+	for _, v := range pairs(n) {
+		switch key := keyOf(v); key {
+		case "containers", "initContainers", "ephemeralContainers":
+			d.each(v.Value, "image")
+		case "volumes":
+			if s, ok := v.Value.(*ast.SequenceNode); ok {
+				for _, volume := range s.Values {
+					if ref := child(child(volume, "image"), "reference"); ref != nil {
+						d.take(ref, text(ref)) // an image volume
+					}
+				}
+			}
+		case "items", "spec", "template", "jobTemplate":
+			d.object(v.Value)
+		}
+	}
+}
+
+func (d *document) each(n ast.Node, key string) {
+	s, ok := n.(*ast.SequenceNode)
+	if !ok {
+		return
+	}
+	for _, v := range s.Values {
+		if im := child(v, key); im != nil {
+			d.take(im, text(im))
+		}
+	}
+}
+
+// variable is a variable as compose files have it.
+var variable = regexp.MustCompile(`\$(?:\$|([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?:(:?[-?+])([^{}]*))?\})`)
+
+// interpolate puts variables in. One without a value and without a default is an
+// error: an image would be another one.
+func interpolate(s string, env func(string) (string, bool)) (string, error) {
+	var errs []error
+	out := variable.ReplaceAllStringFunc(s, func(m string) string {
+		if m == "$$" {
+			return "$"
+		}
+		p := variable.FindStringSubmatch(m)
+		name, op, word := p[1]+p[2], p[3], p[4]
+		value, set := env(name)
+		if strings.HasPrefix(op, ":") && value == "" {
+			set = false
+		}
+		switch {
+		case strings.HasSuffix(op, "+"):
+			if set {
+				return word
+			}
+			return ""
+		case set:
+			return value
+		case strings.HasSuffix(op, "-"):
+			return word
+		case strings.HasSuffix(op, "?"):
+			errs = append(errs, fmt.Errorf("%s is not set: %s", name, word))
+		default:
+			errs = append(errs, fmt.Errorf("%s is not set: set it in the environment or in .env, or give it a default: ${%s:-…}", name, name))
+		}
+		return ""
+	})
+	return out, errors.Join(errs...)
+}
+
+// environment is the process's, and below it the .env next to a compose file.
+func environment(name string) func(string) (string, bool) {
+	dotenv := make(map[string]string)
+	if name != "-" {
+		if content, err := os.ReadFile(filepath.Join(filepath.Dir(name), ".env")); err == nil {
+			for l := range strings.Lines(string(content)) {
+				key, value, ok := strings.Cut(strings.TrimSpace(l), "=")
+				if ok && !strings.HasPrefix(key, "#") {
+					dotenv[strings.TrimSpace(key)] = strings.Trim(strings.TrimSpace(value), `"'`)
+				}
+			}
+		}
+	}
+	return func(key string) (string, bool) {
+		if v, ok := os.LookupEnv(key); ok {
+			return v, true
+		}
+		v, ok := dotenv[key]
+		return v, ok
+	}
+}
