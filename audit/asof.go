@@ -83,6 +83,10 @@ type Chronicle struct {
 	Rejected map[digest.Digest]bool
 	Withheld map[digest.Digest]bool // heads that were never served, and may not be yet
 	Size     int64                  // of the log, in entries
+
+	// GapAfter is for how long a digest is taken to have lasted after it was last
+	// confirmed.
+	GapAfter time.Duration
 }
 
 // A Then is what a ref meant at a moment.
@@ -268,7 +272,7 @@ func (c Chronicle) gapAt(at time.Time, then Then) string {
 			}
 		}
 	}
-	if confirmed.IsZero() || !at.After(confirmed) {
+	if confirmed.IsZero() || at.Sub(confirmed) <= c.GapAfter {
 		return ""
 	}
 	return "it was last confirmed at " + confirmed.Format(time.RFC3339)

@@ -31,7 +31,7 @@ func (l *Ledger) Begin(ctx context.Context, identities map[string]string) error 
 	if err != nil {
 		return fmt.Errorf("read the ledger: %w", err)
 	}
-	if at, err := time.Parse(time.RFC3339, last); err == nil && l.now().Sub(at) > l.Policy().gapAfter() {
+	if at, err := time.Parse(time.RFC3339, last); err == nil && l.now().Sub(at) > l.Policy().GapAfter() {
 		gap := &Blind{Start: at.UTC(), End: l.now().UTC().Truncate(time.Millisecond), Cause: "stopped"}
 		if err := l.append(ctx, Event{Type: Gap, Gap: gap}); err != nil {
 			return err

@@ -400,8 +400,8 @@ func (p *Policy) goneAfter() (int, time.Duration) {
 	return p.text.DeleteObservations, p.text.DeleteOver
 }
 
-// gapAfter is the time without an answer that is worth a record.
-func (p *Policy) gapAfter() time.Duration {
+// GapAfter is the time without an answer that is worth a record.
+func (p *Policy) GapAfter() time.Duration {
 	if p == nil {
 		return 45 * time.Minute
 	}

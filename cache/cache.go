@@ -112,6 +112,8 @@ type Cache struct {
 
 	wg sync.WaitGroup // fills; Run waits for them
 
+	pinning sync.Mutex // one look at the pins at a time
+
 	mu       sync.Mutex
 	index    *index
 	fills    map[digest.Digest]*fill // at most one for each digest
@@ -164,7 +166,7 @@ func (c *Cache) Run(ctx context.Context) error {
 		// Served as promised, but unbounded: the operator must know.
 		c.log.Error().Err(err).Msg("cache index is incomplete; content that was not found is fetched again and not evicted")
 	}
-	c.pinAll(ctx)
+	c.LookAtPins(ctx)
 	c.mu.Lock()
 	c.evict(0)
 	c.mu.Unlock()

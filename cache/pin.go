@@ -69,14 +69,21 @@ func (c *Cache) runPins(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		c.pinAll(ctx)
+		c.LookAtPins(ctx)
 	}
+}
+
+// LookAtPins looks at the pins anew, now. It returns whether it could.
+func (c *Cache) LookAtPins(ctx context.Context) bool {
+	c.pinning.Lock()
+	defer c.pinning.Unlock()
+	return c.pinAll(ctx)
 }
 
 // pinAll marks everything that is pinned. Until that has succeeded once,
 // nothing is evicted. What arrives between two looks is kept softly until the
 // next one: it may belong to what is pinned, and is being pulled just now.
-func (c *Cache) pinAll(ctx context.Context) {
+func (c *Cache) pinAll(ctx context.Context) bool {
 	c.mu.Lock()
 	c.index.gen++
 	gen := c.index.gen
@@ -91,7 +98,7 @@ func (c *Cache) pinAll(ctx context.Context) {
 					c.log.Error().Err(err).Msg("what is to be kept is unknown; nothing that was pinned is let go, and it is tried again")
 				}
 				c.Repin()
-				return
+				return false
 			}
 			c.mark(p, gen, make(map[digest.Digest]bool))
 		}
@@ -104,6 +111,7 @@ func (c *Cache) pinAll(ctx context.Context) {
 		}
 	}
 	c.index.pinned = true
+	return true
 }
 
 // mark pins what p tells of and everything below it, in a generation. seen are

@@ -85,14 +85,15 @@ func (h *Handler) pastManifest(w http.ResponseWriter, r *http.Request, repo repo
 // past is what a tag meant at the moment that a request is about. A rule that denies
 // the tag denies its past.
 func (h *Handler) past(ctx context.Context, repo repository, tag string) (audit.Then, error) {
-	ref := repo.ref(tag)
-	if rule := h.o.Ledger.Policy().Rule(ref); rule.Mode == audit.Deny {
+	ref, policy := repo.ref(tag), h.o.Ledger.Policy()
+	if policy.Rule(ref).Mode == audit.Deny {
 		return audit.Then{}, audit.ErrDenied
 	}
 	c, err := h.o.Chronicle(ctx, ref)
 	if err != nil {
 		return audit.Then{}, err
 	}
+	c.GapAfter = policy.GapAfter()
 	then, err := c.AsOf(repo.view.moment, time.Now())
 	if err == nil && then.Gap != "" && h.o.RefuseGaps {
 		err = &audit.PastError{Ref: ref, Moment: repo.view.moment, What: "that is not certain (audit.gaps: refuse): " + then.Gap}

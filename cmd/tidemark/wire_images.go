@@ -122,6 +122,7 @@ func (i images) Unpin(ctx context.Context, t admin.Target) (admin.Touched, error
 	if err := i.s.ledger.Unpin(ctx, i.s.store, audit.Pin{Target: t.Target, Ref: t.Ref, Digest: t.Digest}); err != nil {
 		return admin.Touched{}, err
 	}
+	i.s.cache.LookAtPins(ctx)
 	d, err := i.meant(ctx, t)
 	if err != nil {
 		return admin.Touched{}, nil // it means nothing any more
@@ -135,6 +136,7 @@ func (i images) Remove(ctx context.Context, t admin.Target) (admin.Touched, erro
 	if err != nil {
 		return admin.Touched{}, err
 	}
+	i.s.cache.LookAtPins(ctx) // what is pinned no longer may go
 	taken, err := i.s.contents.Remove(ctx, d, t.Platforms, i.s.store.EachTag(ctx, audit.TagQuery{}))
 	if errors.Is(err, cache.ErrPinned) {
 		err = &admin.Error{Status: http.StatusConflict, Code: "pinned", Message: fmt.Sprintf("%s is pinned: tidemark cache ls --pins says why; tidemark cache unpin takes back what an operator or a bundle pinned", d)}

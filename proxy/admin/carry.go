@@ -240,6 +240,7 @@ func (h *Handler) asof(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.GapAfter = h.o.Ledger.Policy().GapAfter()
 	then, err := c.AsOf(m, time.Now())
 	var past *audit.PastError
 	if errors.As(err, &past) && past.Earliest != nil {
