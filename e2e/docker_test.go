@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -199,6 +200,12 @@ type docker struct {
 // startDocker starts a daemon whose daemon.json has what tidemark setup prints.
 func startDocker(t *testing.T, daemonJSON string, env ...string) *docker {
 	t.Helper()
+	return startDockerIn(t, nil, daemonJSON, env...)
+}
+
+// startDockerIn starts it by another program, which has a network of its own.
+func startDockerIn(t *testing.T, in []string, daemonJSON string, env ...string) *docker {
+	t.Helper()
 	dockerd := need(t, "dockerd")
 	need(t, "docker")
 	if os.Geteuid() != 0 {
@@ -210,10 +217,9 @@ func startDocker(t *testing.T, daemonJSON string, env ...string) *docker {
 		t.Fatal(err)
 	}
 	d := &docker{t, filepath.Join(dir, "d.sock")}
-	processWith(t, env, func() bool {
-		return d.command("version").Run() == nil
-	}, dockerd, "--config-file", conf, "--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
-		"--pidfile", filepath.Join(dir, "pid"), "--host", "unix://"+d.sock, "--iptables=false", "--ip6tables=false", "--bridge=none")
+	line := slices.Concat(in, []string{dockerd, "--config-file", conf, "--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
+		"--pidfile", filepath.Join(dir, "pid"), "--host", "unix://" + d.sock, "--iptables=false", "--ip6tables=false", "--bridge=none"})
+	processWith(t, env, func() bool { return d.command("version").Run() == nil }, line[0], line[1:]...)
 	return d
 }
 

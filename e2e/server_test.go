@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -29,6 +30,7 @@ type server struct {
 	admin    string
 	log      *lockedBuffer
 	done     chan struct{} // closed when it has ended
+	in       []string      // the program that everything about it is run by, nil for none
 }
 
 // A lockedBuffer is what a process has written so far.
@@ -55,12 +57,19 @@ var addresses = regexp.MustCompile(`(registry|admin) +(https?://\S+)`)
 // configuration has them, and waits until it says that it listens.
 func serve(t testing.TB, config string, args ...string) *server {
 	t.Helper()
+	return serveIn(t, nil, config, args...)
+}
+
+// serveIn starts tidemark by another program, which has a network of its own.
+func serveIn(t testing.TB, in []string, config string, args ...string) *server {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "tidemark.yaml")
 	if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	s := &server{t: t, config: path, log: &lockedBuffer{}, done: make(chan struct{})}
-	s.cmd = exec.Command(binary, append([]string{"serve", "-c", path, "--log-format", "json"}, args...)...)
+	s := &server{t: t, config: path, log: &lockedBuffer{}, done: make(chan struct{}), in: in}
+	line := slices.Concat(in, []string{binary, "serve", "-c", path, "--log-format", "json"}, args)
+	s.cmd = exec.Command(line[0], line[1:]...)
 	s.cmd.Stderr = s.log
 	out, err := s.cmd.StdoutPipe()
 	if err != nil {
@@ -111,7 +120,8 @@ func (s *server) stop() {
 // run runs a client command against the server, and returns what it printed.
 func (s *server) run(args ...string) (stdout string, code int) {
 	s.t.Helper()
-	cmd := exec.Command(binary, args...)
+	line := slices.Concat(s.in, []string{binary}, args)
+	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Env = append(os.Environ(), "TIDEMARK_SERVER="+s.admin)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs

@@ -374,9 +374,14 @@ func (h *Handler) referrersByTag(ctx context.Context, repo repository, subject d
 	case err != nil:
 		return nil, err
 	}
+	return taggedReferrers(m), nil
+}
+
+// taggedReferrers reads such a list.
+func taggedReferrers(m *cache.Manifest) []upstream.Referrer {
 	var index referrerIndex
 	if !m.Index || json.Unmarshal(m.Body, &index) != nil {
-		return nil, nil // somebody's tag that only looks like one
+		return nil // somebody's tag that only looks like one
 	}
-	return index.Manifests, nil
+	return index.Manifests
 }

@@ -64,7 +64,7 @@ func (c *Contents) Warm(ctx context.Context, ledger *audit.Ledger, w Want, platf
 		}
 		dgst = ans.Served
 	}
-	f := &filling{ctx: ctx, c: c.cache, repo: repo, platforms: platforms, seen: make(map[digest.Digest]bool)}
+	f := &filling{ctx: ctx, c: c.cache, ledger: ledger, repo: repo, platforms: platforms, seen: make(map[digest.Digest]bool)}
 	if err := f.manifests(dgst, true); err != nil {
 		return Warmed{}, err
 	}
@@ -80,6 +80,7 @@ func (c *Contents) Warm(ctx context.Context, ledger *audit.Ledger, w Want, platf
 type filling struct {
 	ctx       context.Context // of the one image
 	c         *cache.Cache
+	ledger    *audit.Ledger
 	repo      repository
 	platforms []string
 	seen      map[digest.Digest]bool
@@ -150,14 +151,36 @@ func (f *filling) blobsOf(m *cache.Manifest) {
 	}
 }
 
+// listed is what refers to a manifest by the registry's list or, where it keeps none, by
+// the one that clients keep under a tag.
+func (f *filling) listed(subject digest.Digest) ([]upstream.Referrer, error) {
+	list, err := f.repo.upstream.Referrers(f.ctx, f.repo.Repository, subject)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return list, err
+	}
+	tag := oci.ReferrersTag(subject)
+	ans, err := f.ledger.Resolve(f.ctx, f.repo.ref(tag), f.repo.ask(tag, "warm"))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	m, _, err := f.c.Manifest(f.ctx, ans.Served, f.repo.manifest(ans.Served))
+	if err != nil {
+		return nil, err
+	}
+	return taggedReferrers(m), nil
+}
+
 // referrers fetches what refers to the image: signatures and what says where it is
-// from. A registry that keeps no such lists has none.
+// from.
 func (f *filling) referrers(root digest.Digest) error {
 	for _, subject := range f.images {
-		list, err := f.repo.upstream.Referrers(f.ctx, f.repo.Repository, subject)
+		list, err := f.listed(subject)
 		switch {
-		case errors.Is(err, fs.ErrNotExist), errors.Is(err, upstream.ErrOffline):
-			continue
+		case errors.Is(err, upstream.ErrOffline):
+			continue // what is known is all there is
 		case err != nil:
 			return fmt.Errorf("what refers to %s: %w", subject, err)
 		}

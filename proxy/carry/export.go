@@ -88,22 +88,21 @@ func (c *Carrier) states(ctx context.Context, refs []audit.Ref) (audit.Signed, [
 	wait, cancel := context.WithTimeout(ctx, signedWait)
 	defer cancel()
 	for size := int64(0); ; {
-		tree, err := c.o.Store.Tree(ctx)
-		if err != nil {
-			return audit.Signed{}, nil, err
-		}
-		signed, err := c.o.Signer.Covering(wait, max(size, tree.N))
-		if err != nil {
-			return audit.Signed{}, nil, err
-		}
 		images, err := c.images(ctx, refs)
 		if err != nil {
 			return audit.Signed{}, nil, err
 		}
+		moved := false
 		for _, im := range images {
-			size = max(size, im.Index+1)
+			if im.Index >= size {
+				size, moved = im.Index+1, true
+			}
 		}
-		if size <= signed.Tree.N {
+		signed, err := c.o.Signer.Covering(wait, size)
+		if err != nil {
+			return audit.Signed{}, nil, err
+		}
+		if !moved { // since the checkpoint was there
 			return signed, images, nil
 		}
 	}
