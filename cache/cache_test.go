@@ -159,13 +159,17 @@ func startUnready(t *testing.T, o options) (c *cache.Cache, stop func()) {
 	return c, func() { cancel(); <-done }
 }
 
-// describe reads the manifests of these tests: a JSON list of digests.
+// describe reads the manifests of these tests: a JSON list of digests, and an index,
+// which has such a list under images.
 func describe(b []byte) (cache.Description, error) {
 	var refs []digest.Digest
-	if err := json.Unmarshal(b, &refs); err != nil {
+	var index struct{ Images []digest.Digest }
+	var d cache.Description
+	if json.Unmarshal(b, &index) == nil {
+		refs, d.Index = index.Images, true
+	} else if err := json.Unmarshal(b, &refs); err != nil {
 		return cache.Description{}, err
 	}
-	var d cache.Description
 	for _, r := range refs {
 		d.Refers = append(d.Refers, cache.Reference{Digest: r, Size: -1})
 	}
