@@ -148,7 +148,7 @@ func (c *Carrier) gather(ctx context.Context, root digest.Digest, platforms []st
 		return p, nil, nil
 	}
 	whole := platforms == nil
-	var taken []string
+	taken := []string{}
 	for _, r := range d.Refers {
 		child := newParcel()
 		if r.Platform != "" && !oci.Wanted(platforms, r.Platform) {
