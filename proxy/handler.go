@@ -66,6 +66,9 @@ type Options struct {
 	Claims    func(context.Context, audit.Ref) ([]audit.Claim, error)
 	Chronicle func(context.Context, audit.Ref) (audit.Chronicle, error)
 
+	// Now is the clock by which the past is told. Default time.Now.
+	Now func() time.Time
+
 	// RefuseGaps refuses what a ref meant at a time of which that is not certain.
 	RefuseGaps bool
 
@@ -125,6 +128,9 @@ type Handler struct {
 func New(o Options) *Handler {
 	if o.Observe == nil {
 		o.Observe = func(*http.Request, Pull) {}
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	if o.Patience == 0 {
 		o.Patience = patience

@@ -94,7 +94,7 @@ func (h *Handler) past(ctx context.Context, repo repository, tag string) (audit.
 		return audit.Then{}, err
 	}
 	c.GapAfter = policy.GapAfter()
-	then, err := c.AsOf(repo.view.moment, time.Now())
+	then, err := c.AsOf(repo.view.moment, h.o.Now())
 	if err == nil && then.Gap != "" && h.o.RefuseGaps {
 		err = &audit.PastError{Ref: ref, Moment: repo.view.moment, What: "that is not certain (audit.gaps: refuse): " + then.Gap}
 	}

@@ -45,6 +45,7 @@ type mirror struct {
 	ledger   *audit.Ledger
 	contents *proxy.Contents
 	keeper   *proxy.Keeper
+	handler  *proxy.Handler
 }
 
 type settings struct {
@@ -142,12 +143,20 @@ func (m *mirror) start(s settings) {
 		Table: table, Upstreams: upstreams, Ledger: m.ledger, TTL: s.ttl,
 		Passthrough: s.passthrough, Shared: map[string]bool{"ghcr.io": s.shared}, Push: s.push, Patience: s.patience,
 		Cache: m.cache, Prefetch: s.prefetch, KnownTags: m.store.TagNames, History: m.store.History, Repositories: m.store.Repositories,
-		Claims: m.store.Claims, Chronicle: m.store.Chronicle, KnownTagsAt: m.store.TagNamesAt, RefuseGaps: s.refuseGaps,
+		Claims: m.store.Claims, Chronicle: m.store.Chronicle, KnownTagsAt: m.store.TagNamesAt, RefuseGaps: s.refuseGaps, Now: s.now,
 		KnownReferrers: m.store.Referrers, NoteReferrers: note,
 	})
+	m.handler = h
 	srv := httptest.NewServer(h)
 	m.t.Cleanup(func() { srv.CloseClientConnections(); srv.Close() })
 	m.url = srv.URL
+}
+
+// view is the address of a listener that is bound to a moment.
+func (m *mirror) view(at audit.Moment) string {
+	srv := httptest.NewServer(m.handler.View(at))
+	m.t.Cleanup(func() { srv.CloseClientConnections(); srv.Close() })
+	return srv.URL
 }
 
 func describe(b []byte) (cache.Description, error) {
