@@ -110,7 +110,10 @@ func imagesIn(content []byte, env func(string) (string, bool)) ([]namedImage, er
 	var out []namedImage
 	var errs []error
 	for _, doc := range file.Docs {
-		d := &document{env: env}
+		d := &document{env: env, anchors: make(map[string]ast.Node)}
+		if doc.Body != nil {
+			ast.Walk(d, doc.Body)
+		}
 		d.read(doc.Body)
 		out, errs = append(out, d.images...), append(errs, d.errs...)
 	}
@@ -120,20 +123,61 @@ func imagesIn(content []byte, env func(string) (string, bool)) ([]namedImage, er
 // hasMapping tells a document of YAML from a list: "nginx:1.27" is no key and value,
 // for no space follows the colon.
 func hasMapping(file *ast.File) bool {
-	return slices.ContainsFunc(file.Docs, func(d *ast.DocumentNode) bool { return len(pairs(d.Body)) > 0 })
+	return slices.ContainsFunc(file.Docs, func(d *ast.DocumentNode) bool { return len((&document{}).pairs(d.Body)) > 0 })
 }
 
-// pairs are the keys and values of a mapping.
-func pairs(n ast.Node) []*ast.MappingValueNode {
-	switch n := n.(type) {
+// pairs are the keys and values of a mapping, its own before those that it merges.
+func (d *document) pairs(n ast.Node) (out []*ast.MappingValueNode) {
+	var own []*ast.MappingValueNode
+	switch n := d.resolve(n).(type) {
 	case *ast.MappingNode:
-		return n.Values
+		own = n.Values
 	case *ast.MappingValueNode:
-		return []*ast.MappingValueNode{n}
-	case *ast.AnchorNode:
-		return pairs(n.Value)
+		own = []*ast.MappingValueNode{n}
+	}
+	var merged []ast.Node
+	for _, v := range own {
+		if keyOf(v) == "<<" {
+			merged = append(merged, v.Value)
+			continue
+		}
+		out = append(out, v)
+	}
+	for _, m := range merged {
+		if list, ok := m.(*ast.SequenceNode); ok {
+			for _, v := range list.Values {
+				out = append(out, d.pairs(v)...)
+			}
+		} else {
+			out = append(out, d.pairs(m)...)
+		}
+	}
+	return out
+}
+
+// resolve follows anchors and aliases.
+func (d *document) resolve(n ast.Node) ast.Node {
+	for range 100 { // an alias can lead to itself
+		switch v := n.(type) {
+		case *ast.AnchorNode:
+			n = v.Value
+		case *ast.AliasNode:
+			n = d.anchors[v.Value.String()]
+		case *ast.TagNode:
+			n = v.Value
+		default:
+			return n
+		}
 	}
 	return nil
+}
+
+// Visit implements ast.Visitor: it finds the anchors.
+func (d *document) Visit(n ast.Node) ast.Visitor {
+	if a, ok := n.(*ast.AnchorNode); ok {
+		d.anchors[a.Name.String()] = a.Value
+	}
+	return d
 }
 
 func keyOf(v *ast.MappingValueNode) string {
@@ -165,19 +209,20 @@ func listed(content []byte) (out []namedImage) {
 
 // A document is one of a file.
 type document struct {
-	env    func(string) (string, bool)
-	images []namedImage
-	errs   []error
+	env     func(string) (string, bool)
+	anchors map[string]ast.Node
+	images  []namedImage
+	errs    []error
 }
 
 func (d *document) read(body ast.Node) {
-	services, kind := child(body, "services"), text(child(body, "kind"))
+	services, kind := d.child(body, "services"), d.text(d.child(body, "kind"))
 	switch {
 	case kind != "":
 		d.object(body)
 	case services != nil:
-		for _, s := range pairs(services) {
-			if im := child(s.Value, "image"); im != nil {
+		for _, s := range d.pairs(services) {
+			if im := d.child(s.Value, "image"); im != nil {
 				d.composed(im)
 			}
 		}
@@ -194,8 +239,8 @@ func line(n ast.Node) int {
 }
 
 // child is the value of a key, nil if it is not there.
-func child(n ast.Node, key string) ast.Node {
-	for _, v := range pairs(n) {
+func (d *document) child(n ast.Node, key string) ast.Node {
+	for _, v := range d.pairs(n) {
 		if keyOf(v) == key {
 			return v.Value
 		}
@@ -204,16 +249,12 @@ func child(n ast.Node, key string) ast.Node {
 }
 
 // text is the value of a scalar.
-func text(n ast.Node) string {
-	switch n := n.(type) {
+func (d *document) text(n ast.Node) string {
+	switch n := d.resolve(n).(type) {
 	case *ast.StringNode:
 		return n.Value
 	case *ast.LiteralNode:
 		return strings.TrimSpace(n.Value.Value)
-	case *ast.AnchorNode:
-		return text(n.Value)
-	case *ast.TagNode:
-		return text(n.Value)
 	case ast.ScalarNode:
 		return fmt.Sprint(n.GetValue())
 	}
@@ -222,7 +263,7 @@ func text(n ast.Node) string {
 
 // composed takes the image of a service, whose variables are put in.
 func (d *document) composed(n ast.Node) {
-	image, err := interpolate(text(n), d.env)
+	image, err := interpolate(d.text(n), d.env)
 	if err != nil {
 		d.errs = append(d.errs, fmt.Errorf("line %d: %w", line(n), err))
 		return
@@ -241,7 +282,7 @@ func (d *document) take(n ast.Node, image string) {
 // object finds the containers of a Kubernetes object, wherever its kind has them: a
 // Pod, a template of one, a list of objects.
 func (d *document) object(n ast.Node) {
-	switch n := n.(type) {
+	switch n := d.resolve(n).(type) {
 	case *ast.SequenceNode:
 		for _, v := range n.Values {
 			d.object(v)
@@ -250,15 +291,15 @@ func (d *document) object(n ast.Node) {
 	case nil:
 		return
 	}
-	for _, v := range pairs(n) {
+	for _, v := range d.pairs(n) {
 		switch key := keyOf(v); key {
 		case "containers", "initContainers", "ephemeralContainers":
 			d.each(v.Value, "image")
 		case "volumes":
-			if s, ok := v.Value.(*ast.SequenceNode); ok {
+			if s, ok := d.resolve(v.Value).(*ast.SequenceNode); ok {
 				for _, volume := range s.Values {
-					if ref := child(child(volume, "image"), "reference"); ref != nil {
-						d.take(ref, text(ref)) // an image volume
+					if ref := d.child(d.child(volume, "image"), "reference"); ref != nil {
+						d.take(ref, d.text(ref)) // an image volume
 					}
 				}
 			}
@@ -269,13 +310,13 @@ func (d *document) object(n ast.Node) {
 }
 
 func (d *document) each(n ast.Node, key string) {
-	s, ok := n.(*ast.SequenceNode)
+	s, ok := d.resolve(n).(*ast.SequenceNode)
 	if !ok {
 		return
 	}
 	for _, v := range s.Values {
-		if im := child(v, key); im != nil {
-			d.take(im, text(im))
+		if im := d.child(v, key); im != nil {
+			d.take(im, d.text(im))
 		}
 	}
 }
