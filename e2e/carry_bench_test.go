@@ -66,9 +66,18 @@ func (m *maker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(m.manifests[reference]))
 	case m.configs[reference] != nil:
 		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(m.configs[reference]))
-	case layer && r.Header.Get("Range") == "":
-		w.Header().Set("Content-Length", strconv.FormatInt(m.size, 10))
-		_, _ = io.Copy(w, made(seed, m.size)) // a client that is gone needs none
+	case layer:
+		var off int64
+		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &off); err == nil && off > 0 {
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", off, m.size-1, m.size))
+		}
+		w.Header().Set("Content-Length", strconv.FormatInt(m.size-off, 10))
+		if off > 0 {
+			w.WriteHeader(http.StatusPartialContent)
+		}
+		content := made(seed, m.size)
+		_, _ = io.CopyN(io.Discard, content, off) // it does not fail
+		_, _ = io.Copy(w, content)                // a client that is gone needs none
 	default:
 		http.NotFound(w, r)
 	}
