@@ -284,7 +284,7 @@ func (h *Handler) manifest(w http.ResponseWriter, r *http.Request, repo reposito
 		return h.pastManifest(w, r, repo, req, p)
 	case req.Tag != "":
 		m, outcome, ans, err = h.resolved(ctx, repo, req.Tag)
-		dgst, p.Digest = ans.Served, ans.Served
+		p.Digest = ans.Served
 	default:
 		if here, asks := h.asksFirst(repo, dgst); asks && r.Method == http.MethodHead {
 			if err := h.headManifest(w, r, repo, dgst, p); err == nil || !here || !h.untold(repo, err) {
