@@ -20,7 +20,8 @@ const readme = `This is the data folder of tidemark, a registry mirror that reme
 
 blobs/      cached content by digest, the blobs folder of an OCI image layout.
             Safe to delete while tidemark is stopped: it is fetched again.
-partial/    downloads in progress. Safe to delete while tidemark is stopped.
+partial/    downloads and imports in progress. Safe to delete while tidemark is
+            stopped.
 audit.db    the ledger: what every tag meant, and when it moved. Keep it; it
             cannot be made again. Back it up with SQLite's own tools. While it
             is in use, and after a crash, audit.db-wal and audit.db-shm belong
