@@ -85,7 +85,7 @@ func (c *Cache) LookAtPins(ctx context.Context) bool {
 // next one: it may belong to what is pinned, and is being pulled just now.
 func (c *Cache) pinAll(ctx context.Context) bool {
 	c.mu.Lock()
-	c.index.gen++
+	c.index.gen += 2 // what Keep marked before is told of by now, or let go
 	gen := c.index.gen
 	if c.pins != nil {
 		c.index.fresh = soft

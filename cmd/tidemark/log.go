@@ -214,9 +214,23 @@ func printEvent(w io.Writer, item admin.Event) error {
 	}
 	if op := e.Operator; op != nil {
 		line("operator", "%s", strings.TrimSpace(op.Action+" "+op.Target))
-		if op.Old != "" || op.New != "" {
-			line("from", "%s", orNothing(op.Old))
-			line("to", "%s", orNothing(op.New))
+		switch op.Action {
+		case "import":
+			line("bundle", "%s", op.Digest)
+			line("of", "%s entries", op.New)
+		case "backfill":
+			line("by", "the word of upstream's %s, %s stretches", op.Old, op.New)
+		case "scrub":
+			line("wrong", "%s, %s", op.Digest, op.New)
+		case "pin", "unpin", "purge":
+			if op.Digest != "" {
+				line("digest", "%s", op.Digest)
+			}
+		default:
+			if op.Old != "" || op.New != "" {
+				line("from", "%s", orNothing(op.Old))
+				line("to", "%s", orNothing(op.New))
+			}
 		}
 		if op.Reason != "" {
 			line("reason", "%s", op.Reason)
