@@ -75,7 +75,7 @@ func (c *Cache) Scrub(ctx context.Context, o ScrubOptions) (ScrubReport, error) 
 }
 
 // scrubTold is after how many bytes of one piece of content progress is told.
-const scrubTold = 64 << 20
+const scrubTold = 8 << 20
 
 // convict removes content that was found to be wrong if it still is.
 func (c *Cache) convict(ctx context.Context, dgst digest.Digest, found error) error {

@@ -324,3 +324,30 @@ func sizeOf(t *testing.T, file string) int64 {
 	}
 	return info.Size()
 }
+
+// Who has no tidemark reads a bundle, too: containerd, which is what Docker loads images
+// by, and skopeo; whole images, and those of one platform.
+func TestOthersReadABundle(t *testing.T) {
+	c := startContainerd(t)
+	skopeo := need(t, "skopeo")
+	up := startRegistry(t)
+	dir := t.TempDir()
+	s := serve(t, config(filepath.Join(dir, "data"), up.URL))
+	native := "linux/" + runtime.GOARCH
+	multi := up.pushIndex(t, "library/multi:1", platforms(t, empty.Image, native, "linux/s390x"))
+	docker := up.push(t, "library/app:1", image(t, empty.Image, 2)) // of Docker's media types
+	for name, args := range map[string][]string{"whole": nil, "native": {"--platform", native}} {
+		file := filepath.Join(dir, name+".tar")
+		must(t, s, append([]string{"warm", "multi:1", "app:1"}, args...)...)
+		must(t, s, append([]string{"export", "-o", file, "multi:1", "app:1"}, args...)...)
+		command(t, nil, c.ctr, "--address", c.sock, "images", "import", "--snapshotter", "native", file)
+		list := command(t, nil, c.ctr, "--address", c.sock, "images", "list")
+		for ref, digest := range map[string]string{"docker.io/library/multi:1": multi, "docker.io/library/app:1": docker} {
+			if !strings.Contains(list, ref) || !strings.Contains(list, digest) {
+				t.Errorf("%s: containerd has\n%s\nwant %s of %s", name, list, digest, ref)
+			}
+		}
+		command(t, nil, skopeo, "copy", "oci-archive:"+file+":docker.io/library/multi:1", "dir:"+t.TempDir())
+		command(t, nil, c.ctr, "--address", c.sock, "images", "remove", "docker.io/library/multi:1", "docker.io/library/app:1")
+	}
+}
