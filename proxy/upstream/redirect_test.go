@@ -146,10 +146,10 @@ func TestSignedAddressStaysOutOfErrors(t *testing.T) {
 	}
 	t.Run("is down", func(t *testing.T) {
 		down := httptest.NewServer(nil)
-		down.Close()
 		hub := open(upstream.Options{}, newServer(t, func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, down.URL+"/blob?signature=secret-signature", http.StatusFound)
 		}))
+		down.Close() // not before: the other would get its port
 		err := head(t, hub, "app")
 		if ue := refusal(t, err); ue.Status != 0 || ue.Nonsense {
 			t.Errorf("error = %v, want silence", ue)
