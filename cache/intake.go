@@ -69,9 +69,11 @@ func (c *Cache) beginIntake(in *Intake) (*fill, error) {
 	if len(c.intakes) > 0 {
 		return nil, ErrTaken
 	}
-	var need int64
+	var need, here int64
 	for dgst, size := range in.size {
-		switch _, stored := c.index.get(dgst); {
+		switch e, stored := c.index.get(dgst); {
+		case stored && e.grip < firm:
+			here += size
 		case stored:
 		case c.fills[dgst] != nil:
 			return c.fills[dgst], nil
@@ -79,8 +81,8 @@ func (c *Cache) beginIntake(in *Intake) (*fill, error) {
 			need += size
 		}
 	}
-	if pinned := c.index.sizes[firm]; pinned+need > c.maxBytes {
-		return nil, fmt.Errorf("%d bytes, with %d that are pinned already, are more than the %d that the cache may have: %w", need, pinned, c.maxBytes, ErrNoRoom)
+	if pinned := c.index.sizes[firm]; pinned+need+here > c.maxBytes {
+		return nil, fmt.Errorf("%d bytes, with %d that are pinned already, are more than the %d that the cache may have: %w", need+here, pinned, c.maxBytes, ErrNoRoom)
 	}
 	for dgst := range in.size {
 		if e, stored := c.index.get(dgst); stored {

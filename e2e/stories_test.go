@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,7 +24,8 @@ import (
 // Stories are in testdata, one file each. Beside testscript's own commands
 // they have
 //
-//	upstream push REPO:TAG NAME   make a tag mean the image of the layer NAME
+//	upstream push REPO:TAG NAME   make a tag mean the image of the layer NAME, or with a
+//	                              number behind it of one that has so many KiB
 //	upstream delete REPO:TAG NAME forget a tag, and the image NAME
 //	upstream close                the upstream is gone from here on
 //	serve [args]                  start tidemark, with audit.yaml added to its configuration, $WORK in it the story's folder
@@ -72,9 +74,15 @@ func TestStories(t *testing.T) {
 func upstreamCommand(ts *testscript.TestScript, _ bool, args []string) {
 	up := ts.Value("upstream").(*upstreamtest.Registry)
 	switch {
-	case len(args) == 3 && args[0] == "push":
+	case (len(args) == 3 || len(args) == 4) && args[0] == "push":
 		repo, tag, _ := strings.Cut(args[1], ":")
-		img := upstreamtest.NewImage(args[2])
+		layer := args[2]
+		if len(args) == 4 {
+			kib, err := strconv.Atoi(args[3])
+			ts.Check(err)
+			layer += strings.Repeat(".", kib<<10)
+		}
+		img := upstreamtest.NewImage(layer)
 		up.Push(repo, tag, img)
 		ts.Setenv(args[2], img.Manifest.Digest.String())
 	case len(args) == 3 && args[0] == "delete":
@@ -84,7 +92,7 @@ func upstreamCommand(ts *testscript.TestScript, _ bool, args []string) {
 	case len(args) == 1 && args[0] == "close":
 		up.Close()
 	default:
-		ts.Fatalf("usage: upstream push or delete REPO:TAG NAME, or upstream close")
+		ts.Fatalf("usage: upstream push REPO:TAG NAME [KIB], upstream delete REPO:TAG NAME, or upstream close")
 	}
 }
 

@@ -92,10 +92,12 @@ func (v *vault) routes() (paths []string) {
 		"referrers/" + man, "tags/list", "_tidemark/tag-history/1", "manifests/" + oci.ReferrersTag(v.img.Manifest.Digest),
 	} {
 		paths = append(paths, "/v2/ghcr.io/"+acme+"/"+p)
+		// And of the past.
+		paths = append(paths, "/v2/at/0/ghcr.io/"+acme+"/"+p, "/at/0/v2/ghcr.io/"+acme+"/"+p, "/v2/asof/"+time.Now().UTC().Format("2006-01-02t15-04-05z")+"/ghcr.io/"+acme+"/"+p)
 	}
 	// The same content by the names of other repositories, and of another registry.
 	for _, repo := range []string{"ghcr.io/" + evil, "ghcr.io/acme/public", "library/app"} {
-		paths = append(paths, "/v2/"+repo+"/manifests/"+man, "/v2/"+repo+"/blobs/"+layer)
+		paths = append(paths, "/v2/"+repo+"/manifests/"+man, "/v2/"+repo+"/blobs/"+layer, "/v2/at/0/"+repo+"/manifests/"+man, "/at/0/v2/"+repo+"/blobs/"+layer)
 	}
 	return paths
 }
@@ -493,4 +495,25 @@ func TestAnswerOfAGatewayIsNoProof(t *testing.T) {
 	}
 	m.settled()
 	refused("stored")
+}
+
+// Who may read a repository may read its past, while upstream says that they may.
+func TestThePastIsForWhoMayReadIt(t *testing.T) {
+	v := newVault(t, settings{})
+	v.pullAs(alice)
+	v.ghcr.PushPrivate(acme, "1", upstreamtest.NewImage("moved"), alice)
+	v.as(alice, "GET", "/v2/ghcr.io/"+acme+"/manifests/1")
+	for _, path := range []string{"/v2/at/0/ghcr.io/" + acme + "/manifests/1", "/at/0/v2/ghcr.io/" + acme + "/manifests/1"} {
+		if a := v.as(alice, "GET", path); a.status != 200 || a.header.Get("Docker-Content-Digest") != v.img.Manifest.Digest.String() {
+			t.Errorf("%s as alice: %d %v %s", path, a.status, a.header, a.body)
+		}
+	}
+	if a := v.as(alice, "GET", "/v2/at/0/ghcr.io/"+acme+"/blobs/"+v.img.Layers[1].Digest.String()); a.status != 200 {
+		t.Errorf("a layer as alice: %d %s", a.status, a.body)
+	}
+	for _, who := range []string{mallory, nobody} {
+		if a := v.as(who, "GET", "/v2/at/0/ghcr.io/"+acme+"/manifests/1"); a.status == 200 || bytes.Contains(a.body, []byte(v.img.Layers[0].Digest)) {
+			t.Errorf("as %q: %d %s", who, a.status, a.body)
+		}
+	}
 }

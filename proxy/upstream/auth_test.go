@@ -325,8 +325,8 @@ func TestRealmIsAskedAsSpecified(t *testing.T) {
 // A realm that is down is upstream's silence, and says so without secrets.
 func TestRealmThatIsDownIsSilence(t *testing.T) {
 	down := httptest.NewServer(nil)
-	down.Close()
 	hub := open(upstream.Options{Credentials: upstream.Static(user, password)}, newServer(t, challenging(down.URL+"/token")))
+	down.Close() // not before: the registry would get its port
 	err := head(t, hub, "app")
 	if ue := refusal(t, err); ue.Status != 0 || ue.Nonsense || !strings.Contains(ue.Error(), "token from ") {
 		t.Errorf("error = %v, want the silence of the realm", ue)
