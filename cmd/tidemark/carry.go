@@ -43,7 +43,7 @@ who imports it must have the rest.`,
 	cl, asJSON := addClient(c), addJSON(c)
 	c.Flags().StringVarP(&out, "output", "o", "", "file to write; - is standard output")
 	c.Flags().StringArrayVarP(&files, "file", "f", nil, "file that names images: a list, a compose file or Kubernetes manifests; - is standard input")
-	c.Flags().StringArrayVar(&platforms, "platform", nil, "only the images of this platform, such as linux/amd64; repeatable")
+	c.Flags().StringSliceVar(&platforms, "platform", nil, "only the images of this platform, such as linux/amd64; several with commas")
 	c.Flags().StringVar(&since, "since", "", "bundle that the receiver has, or index of the entry up to which it has everything")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if out == "" {

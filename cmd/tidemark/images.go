@@ -34,11 +34,13 @@ digest first. With --pins it lists what is kept instead, and why.`,
 	cl, asJSON := addClient(c), addJSON(c)
 	c.Flags().BoolVar(&complete, "complete", false, "only images of which every platform is complete")
 	c.Flags().BoolVar(&incomplete, "incomplete", false, "only images of which something is missing")
-	c.Flags().StringArrayVar(&platforms, "platform", nil, "look only at this platform, such as linux/amd64; repeatable")
+	c.Flags().StringSliceVar(&platforms, "platform", nil, "look only at this platform, such as linux/amd64; several with commas")
 	c.Flags().BoolVar(&verify, "verify", false, "read what is here and compare it with its digest")
 	c.Flags().BoolVar(&pins, "pins", false, "list what is kept, and why")
-	c.MarkFlagsMutuallyExclusive("complete", "incomplete", "pins")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if complete && incomplete || pins && (complete || incomplete || verify || platforms != nil || len(args) > 0) {
+			return usage(errors.New("--complete, --incomplete and --pins exclude each other, and --pins goes with --json only"))
+		}
 		if pins {
 			return cl.listPins(c, *asJSON)
 		}
@@ -196,7 +198,7 @@ func newTouch(call, use, short, long, example string, platformed bool, show func
 	c := &cobra.Command{Use: use, Short: short, Long: long, Example: example, Args: cobra.ExactArgs(1)}
 	cl, asJSON := addClient(c), addJSON(c)
 	if platformed {
-		c.Flags().StringArrayVar(&t.Platforms, "platform", nil, "only the images of this platform, such as linux/amd64; repeatable")
+		c.Flags().StringSliceVar(&t.Platforms, "platform", nil, "only the images of this platform, such as linux/amd64; several with commas")
 		c.Flags().StringVar(&t.Reason, "reason", "", "why; it is recorded")
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {

@@ -34,7 +34,7 @@ manifests.`,
 	}
 	cl, asJSON := addClient(c), addJSON(c)
 	c.Flags().StringArrayVarP(&files, "file", "f", nil, "file that names images: a list, a compose file or Kubernetes manifests; - is standard input")
-	c.Flags().StringArrayVar(&platforms, "platform", nil, "only the images of this platform, such as linux/amd64; repeatable")
+	c.Flags().StringSliceVar(&platforms, "platform", nil, "only the images of this platform, such as linux/amd64; several with commas")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		refs, err := namedImages(c, args, files)
 		if err != nil {

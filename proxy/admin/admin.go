@@ -311,6 +311,10 @@ func asError(err error) *Error {
 		return badRequest("reason: %v", err)
 	case errors.Is(err, audit.ErrLedger):
 		return &Error{http.StatusServiceUnavailable, "ledger_unwritable", err.Error()}
+	case errors.Is(err, cache.ErrNotReady):
+		return &Error{http.StatusServiceUnavailable, "not_ready", err.Error()}
+	case errors.Is(err, cache.ErrTaken):
+		return &Error{http.StatusConflict, "busy", err.Error()}
 	case errors.Is(err, fs.ErrNotExist):
 		return &Error{http.StatusNotFound, "not_found", err.Error()}
 	}
