@@ -52,9 +52,11 @@ const (
 	Asserted = "upstream-asserted" // upstream's, about its own past
 )
 
-// A Claim is a time in which a ref meant a digest by the word of somebody else.
+// A Claim is a time in which a ref meant a digest by the word of somebody else or, with
+// Served, in which that somebody's clients were given it.
 type Claim struct {
 	Basis         string // Imported or Asserted
+	Served        bool   // only of an imported log
 	Source        string // a log's origin, or which of an upstream's lists
 	Digest        digest.Digest
 	MediaType     string
@@ -117,9 +119,8 @@ func (e *PastError) Error() string {
 func (*PastError) Unwrap() error { return fs.ErrNotExist }
 
 // AsOf says what clients were given for the ref at a moment. What was recorded here
-// counts first. About a time before that, and about one at which this log only had
-// an import's word, an imported log is asked, which was there; then upstream, about
-// its own past. A moment that is yet to come, one before all that is known, one at
+// counts. Of a time before that an imported log is asked, which was there, for what its
+// clients were given; then upstream, about its own past. A moment that is yet to come, one before all that is known, one at
 // which upstream had deleted the ref or nothing was served, and a digest that an
 // operator has rejected since are each a PastError. It depends on the Chronicle and
 // now alone.
@@ -132,10 +133,8 @@ func (c Chronicle) AsOf(m Moment, now time.Time) (Then, error) {
 		return Then{}, err
 	}
 	at, byTime := m.Time()
-	if byTime && (!known || s.Basis == Imported) {
-		if claimed, says := c.claimed(at, known); says {
-			s, known = claimed, true
-		}
+	if byTime && !known {
+		s, known = c.claimed(at)
 	}
 	switch {
 	case !known:
@@ -166,7 +165,7 @@ func (c Chronicle) earliest() *time.Time {
 		}
 	}
 	for _, cl := range c.Claims {
-		if t := cl.Since; first == nil || t.Before(*first) {
+		if t := cl.Since; cl.counts() && (first == nil || t.Before(*first)) {
 			first = &t
 		}
 	}
@@ -222,28 +221,40 @@ func (e Event) Basis() string {
 	return Observed
 }
 
-// claimed is what others say of a time, if they do: a log that was imported or, of
-// a ref that was not known here then, upstream.
-func (c Chronicle) claimed(at time.Time, known bool) (stretch, bool) {
+// counts tells whether a claim is about what clients are given of the past. Upstream has
+// no other word.
+func (c Claim) counts() bool { return c.Served || c.Basis == Asserted }
+
+// claimed is what others say of a time at which the ref was not known here, if they do: a
+// log that was imported or, where none was, upstream.
+func (c Chronicle) claimed(at time.Time) (stretch, bool) {
 	for _, basis := range []string{Imported, Asserted} {
-		if basis == Asserted && known {
-			break
-		}
 		reaches := false // back to that time
 		for _, cl := range c.Claims {
-			if cl.Basis != basis || c.Withheld[cl.Digest] {
+			if cl.Basis != basis || !cl.counts() || c.Withheld[cl.Digest] {
 				continue
 			}
 			if cl.covers(at) {
-				return stretch{Then: Then{Digest: cl.Digest, Basis: basis, Source: cl.Source, Index: cl.Index, From: cl.Since, Until: cl.Until}}, true
+				return stretch{Then: Then{Digest: cl.Digest, Basis: basis, Source: cl.Source, Index: cl.Index, From: cl.Since, Until: c.untilSeen(cl.Until)}}, true
 			}
 			reaches = reaches || !at.Before(cl.Since)
 		}
-		if reaches && !known {
+		if reaches {
 			return stretch{Then: Then{Basis: basis}, deleted: true}, true
 		}
 	}
 	return stretch{}, false
+}
+
+// untilSeen is the end of a claim, at the latest when the ref was first seen here.
+func (c Chronicle) untilSeen(until *time.Time) *time.Time {
+	if len(c.Stints) == 0 {
+		return until
+	}
+	if first := c.Stints[len(c.Stints)-1].FirstSeen; until == nil || until.After(first) {
+		return &first
+	}
+	return until
 }
 
 // gapAt is why what was found may not be what the ref meant, or "".
@@ -267,7 +278,7 @@ func (c Chronicle) gapAt(at time.Time, then Then) string {
 		confirmed = c.Stints[i].LastConfirmed
 	} else {
 		for _, cl := range c.Claims {
-			if cl.Basis == then.Basis && cl.Source == then.Source && cl.covers(at) {
+			if cl.Basis == then.Basis && cl.counts() && cl.Source == then.Source && cl.covers(at) {
 				confirmed = cl.LastConfirmed
 			}
 		}

@@ -113,7 +113,7 @@ func TestClaimsOfOthersFillWhatIsBeforeUs(t *testing.T) {
 	seen := noon
 	until := noon.Add(-24 * hour)
 	claim := func(basis, source, d string, since time.Time, until *time.Time) audit.Claim {
-		return audit.Claim{Basis: basis, Source: source, Digest: audittest.Digest(d), Since: since, LastConfirmed: since.Add(hour), Until: until}
+		return audit.Claim{Basis: basis, Served: basis == audit.Imported, Source: source, Digest: audittest.Digest(d), Since: since, LastConfirmed: since.Add(hour), Until: until}
 	}
 	clk, u, store := newClock(), &upstream{says: "a"}, openStore(t, t.TempDir())
 	l := audit.New(audit.Options{Store: store, Now: clk.Now})
@@ -123,6 +123,7 @@ func TestClaimsOfOthersFillWhatIsBeforeUs(t *testing.T) {
 		claim(audit.Asserted, "quay", "y", until, nil),
 		claim(audit.Asserted, "quay", "x", noon.Add(-48*hour), &until),
 		claim(audit.Imported, "tidemark/other", "i", noon.Add(-30*hour), &until),
+		{Basis: audit.Imported, Source: "tidemark/other", Digest: audittest.Digest("held there"), Since: noon.Add(-60 * hour), LastConfirmed: noon},
 	}
 	for _, tt := range []struct {
 		name  string
@@ -152,6 +153,56 @@ func TestClaimsOfOthersFillWhatIsBeforeUs(t *testing.T) {
 	c.Withheld[audittest.Digest("x")] = true
 	if then, err := c.AsOf(audit.AtTime(noon.Add(-40*hour)), clk.Now()); err == nil {
 		t.Errorf("what may not be served yet is served of the past: %+v", then)
+	}
+}
+
+// What an imported log says is what its clients were given: not what its policy held
+// back, not while upstream had deleted it. A delta goes on where the bundle before it
+// ended.
+func TestClaimsOfAnImportedLogAreWhatItServed(t *testing.T) {
+	clk, u, there := newClock(), &upstream{says: "a"}, openStore(t, t.TempDir())
+	l := audit.New(audit.Options{Store: there, Now: clk.Now, Policy: compile(t, audit.RuleText{Mode: audit.HoldMode})})
+	resolve(t, l, u) // noon: a
+	clk.advance(hour)
+	u.set("b", nil)
+	resolve(t, l, u) // 13: b is held
+	carried := func(from int) audit.Carried {
+		h := &audit.History{Source: "tidemark.test/there"}
+		for i, e := range audittest.Check(t, there) {
+			if i >= from {
+				h.Add(int64(i), e)
+			}
+		}
+		st, err := there.State(t.Context(), audittest.Ref("1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return audit.Carried{Ref: audittest.Ref("1"), Digest: st.Served, Confirmed: st.LastConfirmed, Claims: h.All(), Closed: h.Closed}
+	}
+	here := openStore(t, t.TempDir())
+	island := audit.New(audit.Options{Store: here, Now: func() time.Time { return noon.Add(100 * hour) }})
+	bring := func(bundle string, from int) {
+		t.Helper()
+		c := audit.Cargo{Bundle: audittest.Digest(bundle), Origin: "tidemark.test/there", LogSize: 10, Refs: []audit.Carried{carried(from)}}
+		if _, err := island.Import(t.Context(), here, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bring("first", 0)
+	had := len(audittest.Check(t, there))
+	clk.advance(hour)
+	decide(t, l, audit.Decision{Action: audit.Approve, Digest: audittest.Digest("b"), Reason: "read"}) // 14: b is served
+	bring("second", had)
+
+	c := chronicle(t, here, audittest.Ref("1"))
+	for at, want := range map[time.Duration]string{-hour: "", 0: "a", 90 * time.Minute: "a", 2 * hour: "b", 50 * hour: "b", 100 * hour: "b"} {
+		then, err := c.AsOf(audit.AtTime(noon.Add(at)), noon.Add(200*hour))
+		switch {
+		case want == "" && !errors.Is(err, fs.ErrNotExist), want != "" && (err != nil || then.Digest != audittest.Digest(want)):
+			t.Errorf("after %v: %+v, %v; want %q", at, then, err, want)
+		case at >= 0 && at < 100*hour && then.Basis != audit.Imported:
+			t.Errorf("after %v: by %s", at, then.Basis)
+		}
 	}
 }
 

@@ -45,7 +45,7 @@ func (l *Ledger) Backfill(ctx context.Context, store ClaimStore, ref Ref, source
 // says tells whether a claim is among those known.
 func says(known []Claim, c Claim) bool {
 	for _, k := range known {
-		same := k.Basis == c.Basis && k.Source == c.Source && k.Digest == c.Digest && k.Since.Equal(c.Since)
+		same := k.Basis == c.Basis && k.Served == c.Served && k.Source == c.Source && k.Digest == c.Digest && k.Since.Equal(c.Since)
 		if same && (k.Until == nil) == (c.Until == nil) && (c.Until == nil || k.Until.Equal(*c.Until)) {
 			return true
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -31,7 +32,7 @@ type Carried struct {
 	Confirmed time.Time // the last time upstream said so, there
 	Profile   string    // how upstream was asked
 	Platforms []string  // whose images are complete; nil for all there are
-	Claims    []Claim   // its history there, oldest first
+	Claims    []Claim   // its history there, oldest first, then what was served
 	Closed    *Claim    // how the claim ended that was the last one before these
 	Referrers []Referrer
 }
@@ -143,17 +144,20 @@ func (p *Policy) carry(c Carried, r Record, confirmed time.Time, origin string, 
 	return s, events, CarriedSame
 }
 
-// A History is made of the events of another log, one ref at a time.
+// A History is made of the events of another log, one ref at a time: what the ref meant
+// there, and what clients were given, which under a rule that holds is something else.
 type History struct {
 	Source string
-	Claims []Claim
-	Closed *Claim // the end of the claim before the first of Claims
+	Claims []Claim // what it meant, oldest first
+	Closed *Claim  // the end of the claim before the first of Claims, of what it meant
 
+	served  []Claim
 	profile string
 }
 
 // Add follows the next event of the ref, at its index in that log.
 func (h *History) Add(index int64, e Event) {
+	h.serve(index, e)
 	if !e.Type.Moves() && e.Type != Deleted || e.Interval == nil {
 		return
 	}
@@ -169,6 +173,37 @@ func (h *History) Add(index int64, e Event) {
 		NotBefore: e.Interval.NotBefore, Since: e.Interval.NotAfter, LastConfirmed: e.Interval.NotAfter, SourceIndex: &index,
 	})
 }
+
+// serve follows what clients were given. While upstream had the ref no longer they were
+// given nothing that counts as what it meant.
+func (h *History) serve(index int64, e Event) {
+	var last *Claim
+	if n := len(h.served); n > 0 && h.served[n-1].Until == nil {
+		last = &h.served[n-1]
+	}
+	given := e.Policy.Served
+	if e.Type == Deleted || last == nil && len(h.served) > 0 && !e.Type.Moves() && h.served[len(h.served)-1].EndReason == string(Deleted) {
+		given = ""
+	}
+	if last != nil && last.Digest == given {
+		return
+	}
+	if last != nil {
+		until := e.Time
+		last.Until, last.EndReason, last.LastConfirmed = &until, string(e.Type), until
+		if e.Interval != nil && e.Interval.NotBefore != nil {
+			last.LastConfirmed = *e.Interval.NotBefore
+		}
+	}
+	if given != "" {
+		h.served = append(h.served, Claim{
+			Basis: Imported, Served: true, Source: h.Source, Digest: given, Since: e.Time, LastConfirmed: e.Time, SourceIndex: &index,
+		})
+	}
+}
+
+// All are the claims that the history makes.
+func (h *History) All() []Claim { return append(slices.Clip(h.Claims), h.served...) }
 
 // close ends the last claim, or the one before all of them.
 func (h *History) close(e Event) {

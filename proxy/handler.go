@@ -60,10 +60,9 @@ type Options struct {
 	// KnownTagsAt are those that had been seen at a moment.
 	KnownTagsAt func(ctx context.Context, upstream, repository string, m audit.Moment) ([]string, error)
 
-	// History is what a ref meant, newest first. Claims is what it meant by the word
-	// of others, and Chronicle all of it, from which the past is told.
+	// History is what a ref meant, newest first, and Chronicle all that is known of it,
+	// from which the past is told.
 	History   func(context.Context, audit.Ref, audit.HistoryQuery) ([]audit.Stint, error)
-	Claims    func(context.Context, audit.Ref) ([]audit.Claim, error)
 	Chronicle func(context.Context, audit.Ref) (audit.Chronicle, error)
 
 	// Now is the clock by which the past is told. Default time.Now.

@@ -143,7 +143,7 @@ func (m *mirror) start(s settings) {
 		Table: table, Upstreams: upstreams, Ledger: m.ledger, TTL: s.ttl,
 		Passthrough: s.passthrough, Shared: map[string]bool{"ghcr.io": s.shared}, Push: s.push, Patience: s.patience,
 		Cache: m.cache, Prefetch: s.prefetch, KnownTags: m.store.TagNames, History: m.store.History, Repositories: m.store.Repositories,
-		Claims: m.store.Claims, Chronicle: m.store.Chronicle, KnownTagsAt: m.store.TagNamesAt, RefuseGaps: s.refuseGaps, Now: s.now,
+		Chronicle: m.store.Chronicle, KnownTagsAt: m.store.TagNamesAt, RefuseGaps: s.refuseGaps, Now: s.now,
 		KnownReferrers: m.store.Referrers, NoteReferrers: note,
 	})
 	m.handler = h

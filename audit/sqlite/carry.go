@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -67,13 +68,17 @@ func importRef(ctx context.Context, tx *sql.Tx, cargo audit.Cargo, c audit.Carri
 		return err
 	}
 	if c.Closed != nil {
-		_, err := tx.ExecContext(ctx, "UPDATE tag_claim SET until = ?, end_reason = ?, last_confirmed = max(last_confirmed, ?) WHERE ref_id = ? AND basis = ? AND source = ? AND until IS NULL",
+		_, err := tx.ExecContext(ctx, "UPDATE tag_claim SET until = ?, end_reason = ?, last_confirmed = max(last_confirmed, ?) WHERE ref_id = ? AND basis = ? AND served = 0 AND source = ? AND until IS NULL",
 			millis(*c.Closed.Until), c.Closed.EndReason, millis(c.Closed.LastConfirmed), id, audit.Imported, c.Closed.Source)
 		if err != nil {
 			return err
 		}
 	}
-	if err := putClaims(ctx, tx, id, index, c.Claims); err != nil {
+	claims, err := continueServed(ctx, tx, id, cargo.Origin, c.Claims)
+	if err != nil {
+		return err
+	}
+	if err := putClaims(ctx, tx, id, index, claims); err != nil {
 		return err
 	}
 	// The newest claim is confirmed again by a bundle in which nothing moved.
@@ -83,6 +88,33 @@ func importRef(ctx context.Context, tx *sql.Tx, cargo audit.Cargo, c audit.Carri
 		return err // a later bundle has said already what is to be kept
 	}
 	return putCarried(ctx, tx, id, cargo, c)
+}
+
+// continueServed goes on with what was served at the end of an earlier bundle: the first
+// claim of a later one continues it, or ends it.
+func continueServed(ctx context.Context, tx *sql.Tx, id int64, origin string, claims []audit.Claim) ([]audit.Claim, error) {
+	first := slices.IndexFunc(claims, func(c audit.Claim) bool { return c.Served })
+	if first < 0 {
+		return claims, nil
+	}
+	next := claims[first]
+	var since int64
+	var open digest.Digest
+	err := tx.QueryRowContext(ctx, "SELECT since, digest FROM tag_claim WHERE ref_id = ? AND basis = ? AND served = 1 AND source = ? AND until IS NULL AND since < ?",
+		id, audit.Imported, origin, millis(next.Since)).Scan(&since, &open)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return claims, nil
+	case err != nil:
+		return nil, err
+	case open != next.Digest:
+		_, err := tx.ExecContext(ctx, "UPDATE tag_claim SET until = ?2 WHERE ref_id = ?1 AND basis = ?3 AND served = 1 AND source = ?4 AND until IS NULL AND since < ?2",
+			id, millis(next.Since), audit.Imported, origin)
+		return claims, err
+	}
+	claims = slices.Clone(claims)
+	claims[first].Since = fromMillis(since)
+	return claims, nil
 }
 
 // claimConfirmed is the latest time that an import has ref confirmed at, or zero.
@@ -133,11 +165,11 @@ func (s *Store) TrustedKey(ctx context.Context, origin string) (string, error) {
 
 func putClaims(ctx context.Context, tx *sql.Tx, id, index int64, claims []audit.Claim) error {
 	for _, c := range claims {
-		_, err := tx.ExecContext(ctx, `INSERT INTO tag_claim (ref_id, basis, source, since, digest, media_type, size, not_before, last_confirmed, until, end_reason, source_idx, leaf_idx)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-			ON CONFLICT (ref_id, basis, source, since, digest) DO UPDATE SET last_confirmed = max(last_confirmed, excluded.last_confirmed),
+		_, err := tx.ExecContext(ctx, `INSERT INTO tag_claim (ref_id, basis, served, source, since, digest, media_type, size, not_before, last_confirmed, until, end_reason, source_idx, leaf_idx)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+			ON CONFLICT (ref_id, basis, served, source, since, digest) DO UPDATE SET last_confirmed = max(last_confirmed, excluded.last_confirmed),
 				until = coalesce(excluded.until, until), end_reason = CASE WHEN excluded.until IS NULL THEN end_reason ELSE excluded.end_reason END`,
-			id, c.Basis, c.Source, millis(c.Since), c.Digest, c.MediaType, c.Size, nullMillis(c.NotBefore), millis(c.LastConfirmed), nullMillis(c.Until), c.EndReason, c.SourceIndex, index)
+			id, c.Basis, c.Served, c.Source, millis(c.Since), c.Digest, c.MediaType, c.Size, nullMillis(c.NotBefore), millis(c.LastConfirmed), nullMillis(c.Until), c.EndReason, c.SourceIndex, index)
 		if err != nil {
 			return err
 		}
@@ -165,8 +197,8 @@ func (s *Store) AddClaims(ctx context.Context, e audit.Event, ref audit.Ref, cla
 
 // Claims returns what others say that a ref meant, newest first.
 func (s *Store) Claims(ctx context.Context, ref audit.Ref) ([]audit.Claim, error) {
-	rows, err := s.read.QueryContext(ctx, `SELECT c.basis, c.source, c.digest, c.media_type, c.size, c.not_before, c.since, c.last_confirmed, c.until, c.end_reason, c.source_idx, c.leaf_idx
-		FROM tag_claim c JOIN ref r ON r.id = c.ref_id WHERE r.upstream = ? AND r.repository = ? AND r.tag = ? ORDER BY c.since DESC, c.basis, c.source`,
+	rows, err := s.read.QueryContext(ctx, `SELECT c.basis, c.served, c.source, c.digest, c.media_type, c.size, c.not_before, c.since, c.last_confirmed, c.until, c.end_reason, c.source_idx, c.leaf_idx
+		FROM tag_claim c JOIN ref r ON r.id = c.ref_id WHERE r.upstream = ? AND r.repository = ? AND r.tag = ? ORDER BY c.since DESC, c.basis, c.served, c.source`,
 		ref.Upstream, ref.Repository, ref.Tag)
 	if err != nil {
 		return nil, err
@@ -177,7 +209,7 @@ func (s *Store) Claims(ctx context.Context, ref audit.Ref) ([]audit.Claim, error
 		var c audit.Claim
 		var notBefore, until, index sql.NullInt64
 		var since, confirmed int64
-		if err := rows.Scan(&c.Basis, &c.Source, &c.Digest, &c.MediaType, &c.Size, &notBefore, &since, &confirmed, &until, &c.EndReason, &index, &c.Index); err != nil {
+		if err := rows.Scan(&c.Basis, &c.Served, &c.Source, &c.Digest, &c.MediaType, &c.Size, &notBefore, &since, &confirmed, &until, &c.EndReason, &index, &c.Index); err != nil {
 			return nil, err
 		}
 		c.Since, c.LastConfirmed, c.NotBefore, c.Until = fromMillis(since), fromMillis(confirmed), timeOf(notBefore), timeOf(until)

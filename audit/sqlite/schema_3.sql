@@ -5,6 +5,7 @@
 CREATE TABLE tag_claim (
   ref_id         INTEGER NOT NULL REFERENCES ref (id),
   basis          TEXT NOT NULL,    -- imported or upstream-asserted
+  served         INTEGER NOT NULL, -- 1: what that log's clients were given; 0: what the ref meant
   source         TEXT NOT NULL,    -- the log's origin, or the name of the upstream's list
   since          INTEGER NOT NULL,
   digest         TEXT NOT NULL,
@@ -16,7 +17,7 @@ CREATE TABLE tag_claim (
   end_reason     TEXT NOT NULL DEFAULT '',
   source_idx     INTEGER,          -- of the event in the source's log
   leaf_idx       INTEGER NOT NULL REFERENCES log_leaf (idx), -- by which it came here
-  PRIMARY KEY (ref_id, basis, source, since, digest)
+  PRIMARY KEY (ref_id, basis, served, source, since, digest)
 ) STRICT, WITHOUT ROWID;
 
 -- Bundles that were imported, by the digest of their list of contents.

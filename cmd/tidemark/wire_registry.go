@@ -35,7 +35,7 @@ func (s *server) wireRegistry(ctx context.Context, upstreams map[string]*upstrea
 		Login: login, Passthrough: s.cfg.Registry.Auth.Mode == config.AuthPassthrough, Shared: shared,
 		Push: s.cfg.Registry.Push == config.PushPass, TTL: time.Duration(s.cfg.Tags.TTL),
 		Prefetch: s.cfg.Cache.Prefetch, KnownTags: s.store.TagNames, Repositories: s.store.Repositories,
-		History: s.store.History, Claims: s.store.Claims, Chronicle: s.store.Chronicle, OCITagHistory: s.cfg.Audit.OCITagHistory,
+		History: s.store.History, Chronicle: s.store.Chronicle, OCITagHistory: s.cfg.Audit.OCITagHistory,
 		KnownTagsAt: s.store.TagNamesAt, RefuseGaps: s.cfg.Audit.Gaps == config.GapsRefuse,
 		KnownReferrers: s.store.Referrers, NoteReferrers: s.noteReferrers,
 		Observe: func(r *http.Request, p proxy.Pull) {

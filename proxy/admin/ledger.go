@@ -109,6 +109,9 @@ func (h *Handler) history(r *http.Request) (any, error) {
 	}
 	if out.Next == nil {
 		for _, c := range claims {
+			if c.Served {
+				continue // that is what was given, not what it meant
+			}
 			out.History = append(out.History, Stint{
 				Digest: c.Digest, MediaType: c.MediaType, NotBefore: c.NotBefore, FirstSeen: c.Since, LastConfirmed: c.LastConfirmed,
 				Ended: c.Until, EndReason: c.EndReason, Index: c.Index, Basis: c.Basis, Source: c.Source, Bytes: h.o.Cache.Presence(c.Digest),

@@ -186,7 +186,7 @@ func (in *importing) cargo(ctx context.Context, list bundle.Contents) (audit.Car
 		h := in.histories[ref]
 		carried := audit.Carried{
 			Ref: ref, Digest: im.Digest, MediaType: im.MediaType, Size: im.Size, Confirmed: im.LastConfirmed,
-			Profile: h.Profile(), Platforms: im.Platforms, Claims: h.Claims, Closed: h.Closed,
+			Profile: h.Profile(), Platforms: im.Platforms, Claims: h.All(), Closed: h.Closed,
 		}
 		if carried.Referrers, err = in.referrers(ctx, list, ref, im); err != nil {
 			return out, err
