@@ -93,7 +93,7 @@ func (v *vault) routes() (paths []string) {
 	} {
 		paths = append(paths, "/v2/ghcr.io/"+acme+"/"+p)
 		// And of the past.
-		paths = append(paths, "/v2/at/0/ghcr.io/"+acme+"/"+p, "/at/0/v2/ghcr.io/"+acme+"/"+p, "/v2/asof/"+time.Now().UTC().Format("2006-01-02t15-04-05z")+"/ghcr.io/"+acme+"/"+p)
+		paths = append(paths, "/v2/at/0/ghcr.io/"+acme+"/"+p, "/at/0/v2/ghcr.io/"+acme+"/"+p, "/v2/asof/2026-01-01/ghcr.io/"+acme+"/"+p)
 	}
 	// The same content by the names of other repositories, and of another registry.
 	for _, repo := range []string{"ghcr.io/" + evil, "ghcr.io/acme/public", "library/app"} {
