@@ -55,9 +55,6 @@ const (
 
 // An Importer takes over what another log says.
 type Importer interface {
-	// Imported tells whether a bundle was imported.
-	Imported(ctx context.Context, bundle digest.Digest) (bool, error)
-
 	// Import commits e, which says so, and for each ref what next makes of it, its
 	// claims, its referrers and what is to be kept of it, in one transaction: all of
 	// it or nothing, as Advance. confirmed is the latest time that any import before

@@ -15,8 +15,6 @@ type Pin struct {
 	Digest    digest.Digest // "" when it is a ref
 	Platforms []string      // of an index; nil for all
 	Reason    string        // may be ""
-	Index     int64         // of the event that says so
-	Since     time.Time
 }
 
 // A PinStore keeps pins.

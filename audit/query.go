@@ -64,7 +64,8 @@ type Kept struct {
 	Firm      bool
 	Platforms []string // of an index, those whose images are kept; nil for all
 	Reason    string   // one of those below
-	For       string   // the ref, pin or bundle that it is kept for, "" for the log itself
+	For       string   // the ref or the pin that it is kept for, "" for the log itself
+	Note      string   // of a pin, what the operator says why
 }
 
 // Why content is kept.

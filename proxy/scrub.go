@@ -76,7 +76,10 @@ func (s *Scrubber) Run(ctx context.Context) error {
 		if err == nil && wait == 0 {
 			err = s.scheduled(ctx)
 		}
-		if err != nil && ctx.Err() == nil {
+		switch {
+		case errors.Is(err, cache.ErrNotReady):
+			wait = scrubReady
+		case err != nil && ctx.Err() == nil:
 			s.o.Log.Warn().Err(err).Stringer("again_in", scrubRetry).Msg("the scheduled scrub could not be made")
 			wait = scrubRetry
 		}
@@ -90,6 +93,7 @@ func (s *Scrubber) Run(ctx context.Context) error {
 
 const (
 	scrubRetry = time.Hour
+	scrubReady = 5 * time.Second // while it is not known yet what is stored
 	never      = 1<<63 - 1
 )
 

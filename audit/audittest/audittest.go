@@ -45,7 +45,6 @@ type Store interface {
 	audit.Importer
 	audit.PinStore
 	audit.ClaimStore
-	Pins(ctx context.Context) ([]audit.Pin, error)
 	Chronicle(ctx context.Context, ref audit.Ref) (audit.Chronicle, error)
 	EachEvent(ctx context.Context, from map[audit.Ref]int64, end int64) iter.Seq2[audit.Entry, error]
 	TagNamesAt(ctx context.Context, upstream, repository string, m audit.Moment) ([]string, error)

@@ -16,12 +16,6 @@ import (
 	"tidemark/audit"
 )
 
-// Imported implements audit.Importer.
-func (s *Store) Imported(ctx context.Context, bundle digest.Digest) (known bool, err error) {
-	err = s.read.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM bundle WHERE id = ?)", bundle).Scan(&known)
-	return known, err
-}
-
 // Import implements audit.Importer.
 func (s *Store) Import(ctx context.Context, cargo audit.Cargo, e audit.Event, next func(audit.Carried, audit.Record, time.Time) (audit.State, []audit.Event)) (index int64, err error) {
 	err = s.tx(ctx, func(tx *sql.Tx) error {
@@ -262,31 +256,6 @@ func (s *Store) DropPin(ctx context.Context, e audit.Event, target string) (inde
 		return err
 	})
 	return index, err
-}
-
-// Pins returns the pins of operators, in order of their targets.
-func (s *Store) Pins(ctx context.Context) ([]audit.Pin, error) {
-	rows, err := s.read.QueryContext(ctx, `SELECT p.target, p.upstream, p.repository, p.tag, p.digest, p.platforms, p.reason, p.leaf_idx, l.at
-		FROM pin p JOIN log_leaf l ON l.idx = p.leaf_idx ORDER BY p.target`)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var out []audit.Pin
-	for rows.Next() {
-		var p audit.Pin
-		var platforms []byte
-		var at int64
-		if err := rows.Scan(&p.Target, &p.Ref.Upstream, &p.Ref.Repository, &p.Ref.Tag, &p.Digest, &platforms, &p.Reason, &p.Index, &at); err != nil {
-			return nil, err
-		}
-		if err := json.Unmarshal(platforms, &p.Platforms); err != nil {
-			return nil, err
-		}
-		p.Since = fromMillis(at)
-		out = append(out, p)
-	}
-	return out, rows.Err()
 }
 
 // Chronicle returns all that is known of ref.

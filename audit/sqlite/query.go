@@ -156,24 +156,24 @@ func (s *Store) Keep(ctx context.Context, digests int, since time.Time) iter.Seq
 	return func(yield func(audit.Kept, error) bool) {
 		rows, err := s.read.QueryContext(ctx, `
 			WITH name (id, ref) AS (SELECT id, upstream || '/' || repository || ':' || tag FROM ref)
-			SELECT digest, 1, platforms, 'pin', target FROM pin WHERE digest <> ''
+			SELECT digest, 1, platforms, 'pin', target, reason FROM pin WHERE digest <> ''
 			UNION ALL
-			SELECT t.served_digest, 1, p.platforms, 'pin', p.target FROM pin p JOIN ref r ON r.upstream = p.upstream AND r.repository = p.repository AND r.tag = p.tag
+			SELECT t.served_digest, 1, p.platforms, 'pin', p.target, p.reason FROM pin p JOIN ref r ON r.upstream = p.upstream AND r.repository = p.repository AND r.tag = p.tag
 				JOIN tag_state t ON t.ref_id = r.id WHERE p.digest = '' AND t.served_digest <> ''
 			UNION ALL
-			SELECT t.served_digest, 1, 'null', 'hold', n.ref FROM tag_state t JOIN name n ON n.id = t.ref_id WHERE t.kept AND t.served_digest <> ''
+			SELECT t.served_digest, 1, 'null', 'hold', n.ref, '' FROM tag_state t JOIN name n ON n.id = t.ref_id WHERE t.kept AND t.served_digest <> ''
 			UNION ALL
-			SELECT b.digest, 1, b.platforms, 'bundle', n.ref FROM bundle_pin b JOIN name n ON n.id = b.ref_id
+			SELECT b.digest, 1, b.platforms, 'bundle', n.ref, '' FROM bundle_pin b JOIN name n ON n.id = b.ref_id
 			UNION ALL
-			SELECT t.served_digest, 0, 'null', 'history', n.ref FROM tag_state t JOIN name n ON n.id = t.ref_id WHERE t.deleted_at >= ?1 AND ?2 > 0
+			SELECT t.served_digest, 0, 'null', 'history', n.ref, '' FROM tag_state t JOIN name n ON n.id = t.ref_id WHERE t.deleted_at >= ?1 AND ?2 > 0
 			UNION ALL
-			SELECT h.digest, 0, 'null', 'history', n.ref FROM (
+			SELECT h.digest, 0, 'null', 'history', n.ref, '' FROM (
 				SELECT ref_id, digest, row_number() OVER (PARTITION BY ref_id ORDER BY max(leaf_idx) DESC) AS nth
 				FROM tag_interval WHERE ended IS NULL OR ended >= ?1 GROUP BY ref_id, digest) h JOIN name n ON n.id = h.ref_id WHERE h.nth <= ?2
 			UNION ALL
-			SELECT diff_digest, 0, 'null', 'history', '' FROM tag_interval WHERE diff_digest <> '' AND (ended IS NULL OR ended >= ?1) AND ?2 > 0
+			SELECT diff_digest, 0, 'null', 'history', '', '' FROM tag_interval WHERE diff_digest <> '' AND (ended IS NULL OR ended >= ?1) AND ?2 > 0
 			UNION ALL
-			SELECT json_extract(CAST(body AS TEXT), '$.snapshot.digest'), 0, 'null', 'history', '' FROM log_leaf WHERE type = 'audit.snapshot' AND at >= ?1 AND ?2 > 0`,
+			SELECT json_extract(CAST(body AS TEXT), '$.snapshot.digest'), 0, 'null', 'history', '', '' FROM log_leaf WHERE type = 'audit.snapshot' AND at >= ?1 AND ?2 > 0`,
 			millis(since), digests)
 		if err != nil {
 			yield(audit.Kept{}, err)
@@ -183,7 +183,7 @@ func (s *Store) Keep(ctx context.Context, digests int, since time.Time) iter.Seq
 		for rows.Next() {
 			var k audit.Kept
 			var platforms []byte
-			err := rows.Scan(&k.Digest, &k.Firm, &platforms, &k.Reason, &k.For)
+			err := rows.Scan(&k.Digest, &k.Firm, &platforms, &k.Reason, &k.For, &k.Note)
 			if err == nil {
 				err = json.Unmarshal(platforms, &k.Platforms)
 			}

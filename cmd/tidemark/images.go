@@ -145,7 +145,7 @@ func (cl *client) listPins(c *cobra.Command, asJSON bool) error {
 		return printJSON(c, admin.PinList{Pins: all})
 	}
 	w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "DIGEST\tREASON\tFOR\tPLATFORMS\tKEPT\tHERE")
+	fmt.Fprintln(w, "DIGEST\tREASON\tFOR\tPLATFORMS\tKEPT\tHERE\tNOTE")
 	for _, p := range all {
 		kept, here, platforms := "while there is room", "yes", "all"
 		if p.Firm {
@@ -157,7 +157,7 @@ func (cl *client) listPins(c *cobra.Command, asJSON bool) error {
 		if len(p.Platforms) > 0 {
 			platforms = strings.Join(p.Platforms, " ")
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", short(p.Digest), p.Reason, orNothing(p.For), platforms, kept, here)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(p.Digest), p.Reason, orNothing(p.For), platforms, kept, here, printable(p.Note))
 	}
 	return w.Flush()
 }

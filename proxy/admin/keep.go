@@ -199,7 +199,8 @@ type PinList struct {
 type Pin struct {
 	Digest    digest.Digest `json:"digest"`
 	Reason    string        `json:"reason"`              // pin, hold, bundle or history
-	For       string        `json:"for,omitempty"`       // the ref, pin or bundle that it is kept for
+	For       string        `json:"for,omitempty"`       // the ref or the pin that it is kept for
+	Note      string        `json:"note,omitempty"`      // of a pin, what the operator says why
 	Firm      bool          `json:"firm"`                // never evicted, not only while there is room
 	Platforms []string      `json:"platforms,omitempty"` // of an index; none for all
 	Here      bool          `json:"here"`
@@ -234,7 +235,7 @@ func (h *Handler) pins(r *http.Request) (any, error) {
 			break
 		}
 		_, here := h.o.Cache.Holds(k.Digest)
-		list.Pins = append(list.Pins, Pin{Digest: k.Digest, Reason: k.Reason, For: k.For, Firm: k.Firm, Platforms: k.Platforms, Here: here})
+		list.Pins = append(list.Pins, Pin{Digest: k.Digest, Reason: k.Reason, For: k.For, Note: k.Note, Firm: k.Firm, Platforms: k.Platforms, Here: here})
 	}
 	return list, nil
 }

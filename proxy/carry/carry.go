@@ -9,13 +9,12 @@ import (
 	"sync"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/mod/sumdb/tlog"
 
 	"tidemark/audit"
 	"tidemark/audit/bundle"
 	"tidemark/cache"
 	"tidemark/proxy/oci"
-
-	"golang.org/x/mod/sumdb/tlog"
 )
 
 // A Store is what the ledger has recorded, and takes in.
