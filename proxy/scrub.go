@@ -160,7 +160,9 @@ func (s *Scrubber) pass(ctx context.Context, from digest.Digest, rate int64, tel
 		},
 	})
 	if err != nil {
-		s.note(context.WithoutCancel(ctx), scrubbedUpTo, string(report.Last))
+		if report.Last != "" {
+			s.note(context.WithoutCancel(ctx), scrubbedUpTo, string(report.Last))
+		}
 		return report, findings, err
 	}
 	s.note(ctx, scrubbedUpTo, "")

@@ -159,9 +159,11 @@ func TestScrubRefills(t *testing.T) {
 	}
 }
 
-// A scheduled scrub is made when it is due, once, also over restarts.
+// A scheduled scrub is made when it is due, once, also over restarts; one that was
+// interrupted goes on after what it had looked at.
 func TestScrubIsMadeWhenItIsDue(t *testing.T) {
-	m := newMirror(t, settings{})
+	dir := t.TempDir()
+	m := newMirror(t, settings{dir: dir})
 	img := upstreamtest.NewImage("layer")
 	m.hub.Push("library/app", "1", img)
 	m.pull("app", "1", img)
@@ -183,12 +185,28 @@ func TestScrubIsMadeWhenItIsDue(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	run(24*time.Hour, func() bool { v, _ := memory.Recall(t.Context(), "scrub done"); return v != "" })
+	done := func() bool { v, _ := memory.Recall(t.Context(), "scrub done"); return v != "" }
+	run(24*time.Hour, done)
 	first := memory.written.Load()
 	run(24*time.Hour, func() bool { return true })
 	run(0, func() bool { return true })
 	if n := memory.written.Load(); n != first {
 		t.Errorf("another was made: %d notes, then %d", first, n)
+	}
+	m.hub.Close()
+	layer := img.Layers[0].Digest
+	if err := os.WriteFile(filepath.Join(dir, "blobs/sha256", layer.Encoded()), []byte("wrong"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for from, here := range map[string]bool{"sha256:ffff": true, "": false} {
+		memory.of = map[string]string{"scrub from": from}
+		run(24*time.Hour, done)
+		if _, held := m.cache.Holds(layer); held != here && here {
+			t.Errorf("after a pass that began after %q: here is %v", from, held)
+		}
+	}
+	if _, held := m.cache.Holds(layer); held {
+		t.Error("what is wrong was not found")
 	}
 }
 
