@@ -305,6 +305,15 @@ func TestImagesAreCarried(t *testing.T) {
 		}
 	}
 
+	// And a delta goes on from a delta.
+	q.Since = since(t, tuesday, key)
+	up.PushIndex("library/multi", "1", upstreamtest.NewIndex("base", "multi 2"))
+	from.warm("multi:1")
+	if in, err := to.carrier.Import(t.Context(), bytes.NewReader(from.export(q)), ""); err != nil || in.Refs[0].Became+" "+in.Refs[1].Became != "same moved" {
+		t.Errorf("a delta to a delta: %+v, %v", in, err)
+	}
+	to.sound()
+
 	// An index instead of a bundle: what was served after that entry is taken to be there.
 	q.Since = &carry.Since{LogSize: since(t, monday, key).LogSize}
 	byIndex := from.export(q)

@@ -68,7 +68,11 @@ func (t *authTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if e == nil {
 		return t.foreign.RoundTrip(req)
 	}
-	to := audience{e.Host, scopeOf(strings.TrimPrefix(req.URL.Path, strings.TrimSuffix(e.Path, "/")))}
+	path := strings.TrimPrefix(req.URL.Path, strings.TrimSuffix(e.Path, "/"))
+	if strings.HasPrefix(path, quayAPI) {
+		return t.own.RoundTrip(req) // it is no part of the registry, and what it says is not said of that
+	}
+	to := audience{e.Host, scopeOf(path)}
 	if err := t.wasRefused(to); err != nil {
 		return nil, err
 	}
