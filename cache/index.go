@@ -2,7 +2,9 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"slices"
 	"time"
@@ -25,6 +27,7 @@ type index struct {
 	ready    bool                    // everything stored is known; what is not here is absent
 	pinned   bool                    // what is pinned is marked
 	gen      uint64                  // of the marks
+	copies   uint64                  // that have come
 	fresh    grip                    // of what arrives, until the pins are looked at anew
 	grips    [firm + 1]int           // how many entries of each
 	sizes    [firm + 1]int64         // and their bytes
@@ -35,6 +38,7 @@ type indexed struct {
 	used time.Time
 	grip grip
 	gen  uint64 // in which grip was marked
+	copy uint64 // what is removed and comes again is another copy
 }
 
 func newIndex() *index {
@@ -49,10 +53,11 @@ func (x *index) get(dgst digest.Digest) (*indexed, bool) { return x.lru.Peek(dgs
 
 // add makes dgst the most recently used.
 func (x *index) add(dgst digest.Digest, size int64, used time.Time) {
-	e := &indexed{size: size, used: used, grip: x.fresh, gen: x.gen}
+	x.copies++
+	e := &indexed{size: size, used: used, grip: x.fresh, gen: x.gen, copy: x.copies}
 	if old, ok := x.lru.Peek(dgst); ok {
 		x.count(old, -1)
-		e.grip, e.gen = old.grip, old.gen
+		e.grip, e.gen, e.copy = old.grip, old.gen, old.copy
 	}
 	x.lru.Add(dgst, e)
 	x.count(e, 1)
@@ -165,8 +170,8 @@ func (c *Cache) reserve(f *fill, total int64) error {
 // between the two.
 func (c *Cache) evict(need int64) bool {
 	x := c.index
-	// Nothing is removed for content that could never fit.
-	if need > c.maxBytes-x.reserved {
+	// Nothing is removed for content that would not fit when all that may go is gone.
+	if need > 0 && need > c.maxBytes-x.reserved-x.sizes[firm] {
 		return false
 	}
 	free, err := c.store.Free()
@@ -181,7 +186,7 @@ func (c *Cache) evict(need int64) bool {
 			free -= in.reserved - in.written
 		}
 	}
-	if need > 0 && free+x.bytes+x.idle-need < c.minFree {
+	if need > 0 && free+x.bytes-x.sizes[firm]+x.idle-need < c.minFree {
 		return false // others have filled the disk; what is here is no help, and is needed
 	}
 	fits := func() bool {
@@ -246,6 +251,24 @@ func (c *Cache) drop(dgst digest.Digest, why string) {
 	c.remove(Entry{Digest: dgst})
 	c.index.remove(dgst)
 	c.hot.remove(dgst)
+}
+
+// missing drops dgst from the index if the store does not have it.
+func (c *Cache) missing(dgst digest.Digest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, indexed := c.index.get(dgst); !indexed {
+		return // it was evicted or removed, as it may be
+	}
+	file, _, err := c.store.Open(dgst)
+	if err == nil {
+		file.Close()
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		c.log.Warn().Str("digest", dgst.String()).Msg("stored content went away; it is fetched again when it is asked for")
+		c.index.remove(dgst)
+		c.hot.remove(dgst)
+	}
 }
 
 // forget drops dgst from the index after its file was found missing.

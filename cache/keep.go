@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -48,9 +49,6 @@ func (c *Cache) Verify(ctx context.Context, dgst digest.Digest) error {
 	return err
 }
 
-// verifyPiece is how much is read at a time.
-const verifyPiece = 1 << 20
-
 // verify tells pace of each piece that it has read, in bytes.
 func (c *Cache) verify(ctx context.Context, dgst digest.Digest, pace func(n int) error) (size int64, err error) {
 	file, entry, err := c.store.Open(dgst)
@@ -58,24 +56,58 @@ func (c *Cache) verify(ctx context.Context, dgst digest.Digest, pace func(n int)
 		return 0, fmt.Errorf("open %s: %w", dgst, err)
 	}
 	defer file.Close()
-	digester, buf := dgst.Algorithm().Digester(), make([]byte, verifyPiece)
-	for {
-		n, err := file.Read(buf)
-		digester.Hash().Write(buf[:n])
-		if perr := pace(n); perr != nil {
-			return entry.Size, perr
-		}
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return entry.Size, fmt.Errorf("read %s: %w", dgst, err)
-		}
-	}
-	if got := digester.Digest(); got != dgst {
+	got, err := hashOf(file, dgst.Algorithm(), pace)
+	switch {
+	case err != nil:
+		return entry.Size, fmt.Errorf("read %s: %w", dgst, err)
+	case got != dgst:
 		return entry.Size, fmt.Errorf("stored content %s hashes to %s: %w", dgst, got, ErrMismatch)
 	}
 	return entry.Size, context.Cause(ctx)
+}
+
+// hashOf reads all of r. It tells pace of each piece, in bytes, and ends with its error.
+func hashOf(r io.Reader, a digest.Algorithm, pace func(n int) error) (digest.Digest, error) {
+	digester, buf := a.Digester(), buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	for {
+		n, err := r.Read(*buf)
+		digester.Hash().Write((*buf)[:n])
+		if perr := pace(n); perr != nil {
+			return "", perr
+		}
+		if err == io.EOF {
+			return digester.Digest(), nil
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+}
+
+// Stored is content that is stored whole, and what keeps it.
+type Stored struct {
+	Digest digest.Digest
+	Size   int64     // bytes
+	Used   time.Time // last, as far as that is recorded
+	Firm   bool      // pinned: it is never evicted
+	Soft   bool      // kept while there is anything else to evict
+}
+
+// Stored tells of all that is stored, what was not used for the longest time first, as it
+// is when it is called. It counts as no use.
+func (c *Cache) Stored() ([]Stored, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.index.ready || !c.index.pinned {
+		return nil, ErrNotReady
+	}
+	out := make([]Stored, 0, c.index.lru.Len())
+	for _, dgst := range c.index.lru.Keys() {
+		e, _ := c.index.get(dgst)
+		out = append(out, Stored{dgst, e.size, e.used, e.grip == firm, e.grip == soft})
+	}
+	return out, nil
 }
 
 // ErrPinned reports content that is pinned firmly.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -142,6 +143,161 @@ func TestAScrubKeepsWhatItCannotRead(t *testing.T) {
 	nothingWrong(t, c, dir)
 }
 
+// A scrub that is interrupted while it takes its second look has convicted nobody: what
+// is wrong is still here, nobody was told, and the next pass finds it.
+func TestAScrubInterruptedInItsSecondLook(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	w := &watched{}
+	c, dir := start(t, options{store: w.on})
+	body := content(1000)
+	fetch(t, c, body)
+	spoil(t, dir, body)
+	w.opening(2, cancel)
+	var wrong []digest.Digest
+	note := func(_ context.Context, d digest.Digest, _ int64, _ error) { wrong = append(wrong, d) }
+	report, err := c.Scrub(ctx, cache.ScrubOptions{Wrong: note})
+	if !errors.Is(err, context.Canceled) || report.Checked != 0 || report.Last != "" || len(wrong) != 0 || !here(c, body) {
+		t.Errorf("interrupted: %+v, %v, %d told, here %t; want it all to do again", report, err, len(wrong), here(c, body))
+	}
+	if _, err := c.Scrub(t.Context(), cache.ScrubOptions{From: report.Last, Wrong: note}); err != nil || len(wrong) != 1 || here(c, body) {
+		t.Errorf("again: %v, %d told, here %t; want it found", err, len(wrong), here(c, body))
+	}
+	nothingWrong(t, c, dir)
+}
+
+// A scrub does not remove what came in place of what it has found to be wrong.
+func TestAScrubSparesWhatCameAnew(t *testing.T) {
+	w := &watched{}
+	c, dir := start(t, options{store: w.on})
+	body := content(1000)
+	fetch(t, c, body)
+	spoil(t, dir, body)
+	w.closing(2, func() { // the second look has just ended
+		if err := c.Remove(digest.FromBytes(body)); err != nil {
+			t.Error(err)
+		}
+		fetch(t, c, body)
+	})
+	told := 0
+	if _, err := c.Scrub(t.Context(), cache.ScrubOptions{Wrong: func(context.Context, digest.Digest, int64, error) { told++ }}); err != nil {
+		t.Fatal(err)
+	}
+	if !here(c, body) || told != 0 {
+		t.Errorf("what came anew is here: %t; told %d times", here(c, body), told)
+	}
+	nothingWrong(t, c, dir)
+}
+
+// What is evicted or removed during a scrub is passed over; what somebody took out of the
+// folder is said to be here no longer.
+func TestAScrubOfWhatGoesAway(t *testing.T) {
+	c, dir := start(t, options{})
+	var all []digest.Digest
+	for i := range 3 {
+		body := content(1000 + i)
+		fetch(t, c, body)
+		all = append(all, digest.FromBytes(body))
+	}
+	slices.Sort(all)
+	report, err := c.Scrub(t.Context(), cache.ScrubOptions{
+		Progress: func(r cache.ScrubReport) {
+			if r.Checked != 1 {
+				return
+			}
+			if err := c.Remove(all[1]); err != nil {
+				t.Error(err)
+			}
+			if err := os.Remove(filepath.Join(dir, "blobs/sha256", all[2].Encoded())); err != nil {
+				t.Error(err)
+			}
+		},
+		Wrong: func(_ context.Context, d digest.Digest, _ int64, err error) {
+			t.Errorf("%s is told to be wrong: %v", d, err)
+		},
+	})
+	if err != nil || report.Checked != 3 {
+		t.Errorf("Scrub = %+v, %v", report, err)
+	}
+	if _, held := c.Holds(all[2]); held {
+		t.Error("what is not in the folder is said to be here")
+	}
+	nothingWrong(t, c, dir)
+}
+
+// A removal that is refused, or done and reported as failed, is told, and the next one
+// ends well: nothing is said to be here that is not.
+func TestFailedRemovals(t *testing.T) {
+	for _, done := range []bool{false, true} {
+		for _, by := range []string{"remove", "scrub"} {
+			t.Run(fmt.Sprintf("%s, done=%v", by, done), func(t *testing.T) {
+				f := &failing{op: "remove", done: done}
+				c, dir := start(t, options{store: f.on})
+				body := content(1000)
+				d := digest.FromBytes(body)
+				fetch(t, c, body)
+				remove := func() error { return c.Remove(d) }
+				if by == "scrub" {
+					spoil(t, dir, body)
+					remove = func() (found error) {
+						_, err := c.Scrub(t.Context(), cache.ScrubOptions{Wrong: func(_ context.Context, _ digest.Digest, _ int64, err error) { found = err }})
+						return errors.Join(err, found)
+					}
+				}
+				f.times.Store(1)
+				if err := remove(); !errors.Is(err, errDisk) || errors.Is(err, cache.ErrMismatch) {
+					t.Errorf("the first time: %v, want what the disk said", err)
+				}
+				if err := remove(); errors.Is(err, errDisk) {
+					t.Errorf("the second time: %v", err)
+				}
+				if here(c, body) {
+					t.Error("it is said to be here")
+				}
+				nothingWrong(t, c, dir)
+				if o := fetch(t, c, body); o != cache.Fill {
+					t.Errorf("asked for again it is a %v", o)
+				}
+				nothingWrong(t, c, dir)
+			})
+		}
+	}
+}
+
+// watched does something when content is opened, or closed, the n-th time from now on.
+type watched struct {
+	cache.Store
+	opens         int // left until then
+	opened, close func()
+}
+
+func (w *watched) on(s cache.Store) cache.Store { w.Store = s; return w }
+func (w *watched) opening(n int, do func())     { w.opens, w.opened, w.close = n, do, nil }
+func (w *watched) closing(n int, do func())     { w.opens, w.opened, w.close = n, nil, do }
+
+func (w *watched) Open(d digest.Digest) (cache.File, cache.Entry, error) {
+	f, e, err := w.Store.Open(d)
+	if w.opens--; w.opens != 0 || err != nil {
+		return f, e, err
+	}
+	if w.opened != nil {
+		w.opened()
+	}
+	return watchedFile{f, w.close}, e, err
+}
+
+type watchedFile struct {
+	cache.File
+	closed func()
+}
+
+func (f watchedFile) Close() error {
+	err := f.File.Close()
+	if f.closed != nil {
+		f.closed()
+	}
+	return err
+}
+
 type unreadable struct {
 	cache.Store
 	fails bool
@@ -179,6 +335,101 @@ func TestRemove(t *testing.T) {
 	}
 	if o := fetch(t, c, loose); o != cache.Fill {
 		t.Errorf("asked for again it is a %v", o)
+	}
+	nothingWrong(t, c, dir)
+}
+
+// Whoever has content open reads it to its end after it was removed, and a fill that is
+// under way is none of Remove's business.
+func TestRemoveDisturbsNobody(t *testing.T) {
+	c, dir := start(t, options{})
+	read, arriving := content(2000), content(3000)
+	fetch(t, c, read)
+	b, err := c.Get(t.Context(), digest.FromBytes(read), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if err := c.Remove(digest.FromBytes(read)); err != nil {
+		t.Error(err)
+	}
+	s, err := b.Section(t.Context(), 0, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got bytes.Buffer
+	if _, err := s.WriteTo(&got); err != nil || !bytes.Equal(got.Bytes(), read) {
+		t.Errorf("whoever was reading it: %d bytes, %v", got.Len(), err)
+	}
+	release := make(chan struct{})
+	src := &source{body: arriving, reader: func(_ int, r io.Reader) io.Reader {
+		return io.MultiReader(io.LimitReader(r, 100), waiting{release}, r)
+	}}
+	f, err := c.Get(t.Context(), digest.FromBytes(arriving), src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := c.Remove(digest.FromBytes(arriving)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what is still arriving: %v, want fs.ErrNotExist", err)
+	}
+	close(release)
+	settled(c)
+	if !here(c, arriving) {
+		t.Error("what was arriving is not here")
+	}
+	nothingWrong(t, c, dir)
+}
+
+// Looking at what is stored is no use of it: what is looked at is evicted as if nobody
+// had. Stored tells of all, what goes next first.
+func TestLookingIsNoUse(t *testing.T) {
+	clk := newClock()
+	held := newImage(900)
+	c, dir := start(t, options{max: 4500, now: clk.Now, pins: pinning(cache.Pin{Digest: held.digest(), Firm: true})})
+	held.fill(t, c)
+	first, second := content(1001), content(1002)
+	for _, b := range [][]byte{first, second} {
+		clk.advance(time.Hour)
+		fetch(t, c, b)
+	}
+	c.LookAtPins(t.Context())
+	clk.advance(time.Hour)
+	d := digest.FromBytes(first)
+	if size, held := c.Holds(d); size != 1001 || !held {
+		t.Errorf("Holds = %d, %t", size, held)
+	}
+	if err := c.Verify(t.Context(), d); err != nil {
+		t.Error(err)
+	}
+	f, err := c.OpenStored(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	if _, err := c.Scrub(t.Context(), cache.ScrubOptions{}); err != nil {
+		t.Error(err)
+	}
+	all, err := c.Stored()
+	if err != nil || len(all) != 4 {
+		t.Fatalf("Stored tells of %d, %v; want 4", len(all), err)
+	}
+	var bytes int64
+	for i, s := range all {
+		bytes += s.Size
+		if i > 0 && s.Used.Before(all[i-1].Used) {
+			t.Errorf("%s comes after what was used later", s.Digest)
+		}
+		if pinned := s.Digest == held.digest() || s.Digest == digest.FromBytes(held.layers[0]); s.Firm != pinned || s.Soft {
+			t.Errorf("%s is firm: %t, soft: %t; pinned: %t", s.Digest, s.Firm, s.Soft, pinned)
+		}
+	}
+	if s := c.Stats(); s.Bytes != bytes {
+		t.Errorf("Stored tells of %d bytes, Stats of %d", bytes, s.Bytes)
+	}
+	fetch(t, c, content(2000))
+	if here(c, first) || !here(c, second) || !held.whole(c) {
+		t.Errorf("the first is here: %t, the second: %t, what is pinned: %t", here(c, first), here(c, second), held.whole(c))
 	}
 	nothingWrong(t, c, dir)
 }

@@ -2,6 +2,8 @@ package cache_test
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -52,6 +54,38 @@ func TestDiskFilledByOthersCostsNothingThatIsHere(t *testing.T) {
 	if n := c.Stats().Blobs; n != 10 {
 		t.Errorf("%d blobs are left of 10", n)
 	}
+	nothingWrong(t, c, dir)
+}
+
+// Nothing is evicted for content that would not fit beside what is pinned and what is
+// arriving, whoever asks for the room.
+func TestWhatCannotFitBesideWhatStaysCostsNothing(t *testing.T) {
+	held := newImage(3000)
+	c, dir := start(t, options{max: 10_000, pins: pinning(cache.Pin{Digest: held.digest(), Firm: true})})
+	held.fill(t, c)
+	loose := content(1500)
+	fetch(t, c, loose)
+	c.LookAtPins(t.Context())
+	release := make(chan struct{})
+	arriving := content(4000)
+	b, err := c.Get(t.Context(), digest.FromBytes(arriving), &source{body: arriving, reader: func(_ int, r io.Reader) io.Reader {
+		return io.MultiReader(io.LimitReader(r, 100), waiting{release}, r)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	large := content(5000)
+	if _, err := c.Intake(t.Context(), []cache.Reference{{Digest: digest.FromBytes(large), Size: 5000}}); !errors.Is(err, cache.ErrNoRoom) {
+		t.Errorf("Intake = %v, want ErrNoRoom", err)
+	}
+	if got, o, err := get(t.Context(), c, digest.FromBytes(large), &source{body: large}); o != cache.Pass || err != nil || !bytes.Equal(got, large) {
+		t.Errorf("a client got %d bytes, %v, %v; want them passed on", len(got), o, err)
+	}
+	if !here(c, loose) || !held.whole(c) {
+		t.Errorf("what is loose is here: %t, what is pinned: %t", here(c, loose), held.whole(c))
+	}
+	close(release)
 	nothingWrong(t, c, dir)
 }
 

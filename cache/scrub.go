@@ -21,7 +21,8 @@ type ScrubOptions struct {
 	Progress func(ScrubReport)
 
 	// Wrong is told of content that is not what its digest says: with ErrMismatch it
-	// was removed, with another error it could not be read, and is still there.
+	// was removed, with another error it could not be read, and is still there. It may
+	// be nil.
 	Wrong func(ctx context.Context, dgst digest.Digest, size int64, err error)
 }
 
@@ -65,7 +66,13 @@ func (c *Cache) Scrub(ctx context.Context, o ScrubOptions) (ScrubReport, error) 
 		if ctx.Err() != nil {
 			return report, context.Cause(ctx)
 		}
-		if err = c.convict(ctx, dgst, err); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err = c.convict(ctx, dgst, err)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			c.missing(dgst)
+		case ctx.Err() != nil && !errors.Is(err, ErrMismatch):
+			return report, context.Cause(ctx) // the second look was not made: it is looked at again
+		case err != nil && o.Wrong != nil:
 			o.Wrong(ctx, dgst, size, err)
 		}
 		report.Checked, report.Last = report.Checked+1, dgst
@@ -77,22 +84,37 @@ func (c *Cache) Scrub(ctx context.Context, o ScrubOptions) (ScrubReport, error) 
 // scrubTold is after how many bytes of one piece of content progress is told.
 const scrubTold = 8 << 20
 
-// convict removes content that was found to be wrong if it still is.
+// convict removes content that was found to be wrong if it still is. A copy that came
+// after the second look began was not looked at, and stays.
 func (c *Cache) convict(ctx context.Context, dgst digest.Digest, found error) error {
 	if !errors.Is(found, ErrMismatch) {
 		return found
 	}
+	suspect := c.copyOf(dgst)
 	if err := c.Verify(ctx, dgst); !errors.Is(err, ErrMismatch) {
 		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if e, stored := c.index.get(dgst); !stored || e.copy != suspect {
+		return nil
+	}
 	if err := c.store.Remove(Entry{Digest: dgst}); err != nil {
 		return fmt.Errorf("%s is wrong and cannot be removed: %w", dgst, err)
 	}
 	c.index.remove(dgst)
 	c.hot.remove(dgst)
 	return found
+}
+
+// copyOf tells which copy of dgst is stored, 0 if none is.
+func (c *Cache) copyOf(dgst digest.Digest) uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e, stored := c.index.get(dgst); stored {
+		return e.copy
+	}
+	return 0
 }
 
 // A pacer spreads reading over time.

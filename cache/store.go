@@ -16,6 +16,10 @@ import (
 type Store interface {
 	Shelf
 	Keeper
+
+	// Sync makes what Commit made visible stay visible after a power cut. It is for
+	// content that cannot be fetched again. After an error it can be called again.
+	Sync() error
 }
 
 // A Shelf is the side of a Store that a pull uses.
@@ -74,6 +78,10 @@ type Partial interface {
 
 	// Reset forgets all bytes.
 	Reset() error
+
+	// Sync makes the bytes that are here survive a power cut, unfinished. After an
+	// error they cannot be trusted.
+	Sync() error
 
 	// Commit makes the content durable and then visible under its digest. After
 	// a crash it is there whole or not at all. When Commit returns an error the

@@ -58,6 +58,10 @@ const (
 	maxManifest = 4 << 20   // as much as registries take
 )
 
+// piece is how much content is read and written at once: enough that calls of the
+// system cost nothing beside the hash.
+const piece = 256 << 10
+
 // layout is the content of oci-layout.
 const layout = `{"imageLayoutVersion":"1.0.0"}`
 

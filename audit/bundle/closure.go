@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/opencontainers/go-digest"
@@ -28,6 +29,9 @@ type closure struct {
 	listed    map[digest.Digest]holding
 	images    map[digest.Digest][]Image
 	referrers map[digest.Digest][]Referrer
+
+	whole   map[digest.Digest]bool  // manifests that another one needs, with all that they refer to
+	partial map[digest.Digest]error // why a manifest is not whole, though enough for its image
 }
 
 type holding struct {
@@ -46,7 +50,10 @@ const (
 
 // newClosure returns the closure of a list, or what the list itself lacks.
 func newClosure(c Contents) (*closure, error) {
-	cl := &closure{make(map[digest.Digest]holding), make(map[digest.Digest][]Image), make(map[digest.Digest][]Referrer)}
+	cl := &closure{
+		listed: make(map[digest.Digest]holding), images: make(map[digest.Digest][]Image), referrers: make(map[digest.Digest][]Referrer),
+		whole: make(map[digest.Digest]bool), partial: make(map[digest.Digest]error),
+	}
 	for k, list := range [][]Blob{manifest: c.Manifests, blob: c.Blobs, omitted: c.Omitted} {
 		for _, b := range list {
 			if err := legal(b.Digest); err != nil {
@@ -103,7 +110,7 @@ func (cl *closure) check(d digest.Digest, m Description) error {
 			return wrong(entry, "is about %q, the list has it as a referrer of %s", m.Subject, r.Subject)
 		}
 	}
-	all := len(cl.images[d]) == 0 // that it refers to is needed, not only what is for these:
+	all := len(cl.images[d]) == 0 || len(cl.referrers[d]) > 0 // that it refers to is needed, not only what is for these:
 	var platforms []string
 	for _, im := range cl.images[d] {
 		if !m.Index && len(im.Platforms) > 0 {
@@ -118,11 +125,28 @@ func (cl *closure) check(d digest.Digest, m Description) error {
 		all = all || len(im.Platforms) == 0
 	}
 	for _, r := range m.Refers {
-		if _, listed := cl.listed[r.Digest]; !listed && !all && !slices.Contains(platforms, r.Platform) {
+		_, listed := cl.listed[r.Digest]
+		needed := all || slices.Contains(platforms, r.Platform)
+		if !needed && !listed {
+			cl.partial[d] = cl.has(entry, r, m.Index)
 			continue
 		}
 		if err := cl.has(entry, r, m.Index); err != nil {
 			return err
+		}
+		if needed && m.Index {
+			cl.whole[r.Digest] = true
+		}
+	}
+	return nil
+}
+
+// end tells, when all manifests were checked, whether one that has only some
+// platforms is part of what must be whole.
+func (cl *closure) end() error {
+	for _, d := range slices.Sorted(maps.Keys(cl.partial)) {
+		if cl.whole[d] {
+			return cl.partial[d]
 		}
 	}
 	return nil

@@ -52,6 +52,7 @@ func parseLine(b []byte) (audit.Entry, tlog.RecordProof, error) {
 type history struct {
 	tree   tlog.Tree
 	delta  bool
+	from   int64 // of a delta: where a ref goes on that its base has
 	images []Image
 	refs   []audit.Ref // of images
 
@@ -62,20 +63,23 @@ type history struct {
 
 // A course is what was said of one ref.
 type course struct {
-	last  int64 // index of the last event, -1 before the first
+	first int64 // index of the first event, -1 before it
+	last  int64 // and of the last
 	begun bool  // its first sighting is among them
 }
 
 func newHistory(c Contents, tree tlog.Tree) (*history, error) {
 	h := &history{tree: tree, delta: c.Base != nil, images: c.Images, course: make(map[audit.Ref]*course)}
-	h.chains.Midway = h.delta
+	if h.chains.Midway = h.delta; h.delta {
+		h.from = c.Base.LogSize
+	}
 	for _, im := range c.Images {
 		ref, err := audit.ParseRef(im.Ref)
 		if err != nil {
 			return nil, wrong(contentsEntry, "image %v", err)
 		}
 		h.refs = append(h.refs, ref)
-		h.course[ref] = &course{last: -1}
+		h.course[ref] = &course{first: -1, last: -1}
 	}
 	return h, nil
 }
@@ -106,20 +110,26 @@ func (h *history) add(e audit.Entry, proof tlog.RecordProof) error {
 	if p := h.chains.Add(e.Index, e.Leaf); p != nil {
 		return fail("breaks the chain of %s: %s", p.Ref, p.What)
 	}
+	if c.first < 0 {
+		c.first = e.Index
+	}
 	c.last, c.begun = e.Index, c.begun || ev.Type == audit.FirstSeen
 	return nil
 }
 
-// end tells whether the events lead to the images that are listed. An image of a
-// delta may have none: then it is what the base has.
-func (h *history) end(base *Base) error {
+// end tells whether the events lead to the images that are listed. A ref of a
+// delta has its whole history, or what came since the base, which may be nothing:
+// then it means what the base has.
+func (h *history) end() error {
 	for i, im := range h.images {
 		c := h.course[h.refs[i]]
 		_, served := h.chains.Last(h.refs[i])
 		switch {
-		case c.last < 0 && h.delta && im.Index < base.LogSize:
+		case c.last < 0 && h.delta && im.Index < h.from:
 		case c.last < 0:
 			return wrong("image "+im.Ref, "its last event is %d, and the bundle has no event of it", im.Index)
+		case !c.begun && c.first < h.from:
+			return wrong("image "+im.Ref, "the bundle has its event %d, which the base of %d entries has, without the first one, %s", c.first, h.from, audit.FirstSeen)
 		case !h.delta && !c.begun:
 			return wrong("image "+im.Ref, "the bundle lacks its first event, %s", audit.FirstSeen)
 		case c.last != im.Index:

@@ -16,27 +16,34 @@ import (
 	"tidemark/audit/taglog"
 )
 
-// Checks are what Read asks and tells its caller. What Begin, Event and Content
-// did before Read fails is the caller's to leave or to undo.
+// Checks are what Read asks and tells its caller, in this order: Verifier, Begin,
+// Event for each event, then Describe and Content for each manifest, Content for
+// each blob. No two calls overlap. Only when Read returns nil is the bundle whole;
+// what Begin, Event and Content did before Read fails is the caller's to leave or to
+// undo.
 type Checks struct {
 	// Verifier returns the trusted verifier that vkey claims to be, or why the
-	// bundle is not trusted; Read returns that error. Required.
+	// bundle is not trusted; Read returns that error. That vkey has signed the list,
+	// which is known by then, is no reason to trust it. Both it and the verifier that
+	// is returned must have signed the list and the checkpoint. Required.
 	Verifier func(vkey string) (note.Verifier, error)
 
-	// Describe says what a manifest refers to. Required.
+	// Describe says what a manifest refers to; its error makes the bundle wrong.
+	// The manifest is the one that is listed. Required.
 	Describe func(manifest []byte) (Description, error)
 
 	// Begin is told the list, which is signed and right in itself. Nothing that it
-	// lists has been read.
+	// lists has been read. Whether what a delta omits is here is for Begin to see.
 	Begin func(Contents) error
 
-	// Event is told each event, which is proven. That it is the last one which the
-	// list promises is not known before all were read.
+	// Event is told each event, which is signed for, proven, about an image of the
+	// list, and goes on from the one before of its ref. That the last ones are those
+	// which the list promises is not known before all were read.
 	Event func(audit.Entry) error
 
 	// Content takes in content, manifests first. r fails instead of handing out
 	// the last bytes of what does not hash to b.Digest. What it does not read, Read
-	// does.
+	// does. r is not to be used after it returns.
 	Content func(ctx context.Context, b Blob, r io.Reader) error
 }
 
@@ -84,6 +91,9 @@ func Read(ctx context.Context, r io.Reader, checks Checks) (Contents, error) {
 			return Contents{}, fmt.Errorf("%s: %w", blobEntry(b.Digest), err)
 		}
 	}
+	if err := cl.end(); err != nil {
+		return Contents{}, err
+	}
 	for _, b := range c.Blobs {
 		if err := rd.content(b, checks.Content); err != nil {
 			return Contents{}, err
@@ -95,8 +105,9 @@ func Read(ctx context.Context, r io.Reader, checks Checks) (Contents, error) {
 	return c, nil
 }
 
-// ReadContents reads no further than the list, and returns it if it is signed by
-// a verifier that is trusted.
+// ReadContents reads no further than the list and its key, and returns it if it is
+// signed by a verifier that is trusted. That the bundle has what it lists, and its
+// log says so, is not known.
 func ReadContents(r io.Reader, verifier func(vkey string) (note.Verifier, error)) (Contents, error) {
 	c, _, err := newReader(context.Background(), r).list(verifier)
 	return c, err
@@ -107,7 +118,9 @@ type reader struct {
 	in *input
 }
 
-func newReader(ctx context.Context, r io.Reader) *reader { return &reader{&input{ctx: ctx, r: r}} }
+func newReader(ctx context.Context, r io.Reader) *reader {
+	return &reader{&input{ctx: ctx, r: r}}
+}
 
 // list reads as far as the key, and returns the list and the keys that signed it:
 // the bundle's own, and the one that is trusted in its name.
@@ -201,7 +214,7 @@ func (rd *reader) events(c Contents, tree tlog.Tree, tell func(audit.Entry) erro
 	if err != nil {
 		return err
 	}
-	lines := bufio.NewReaderSize(body, maxLine)
+	lines := bufio.NewReaderSize(body, int(min(maxLine-1, c.Events.Size)+1))
 	count := int64(0)
 	for ; ; count++ {
 		b, err := lines.ReadSlice('\n')
@@ -234,7 +247,7 @@ func (rd *reader) events(c Contents, tree tlog.Tree, tell func(audit.Entry) erro
 	if count != c.Events.Count {
 		return wrong(eventsEntry, "has %d events, the list says %d", count, c.Events.Count)
 	}
-	if err := h.end(c.Base); err != nil {
+	if err := h.end(); err != nil {
 		return err
 	}
 	return rd.pad(eventsEntry, c.Events.Size)
@@ -346,14 +359,14 @@ func (rd *reader) sum(entry string, max int64) (digest.Digest, error) {
 	return digester.Digest(), rd.pad(entry, size)
 }
 
-// listed reads a whole entry that is small.
+// listed reads a whole entry that is small, as the list says, which is signed.
 func (rd *reader) listed(entry string, b Blob) ([]byte, error) {
 	body, err := rd.body(entry, b)
 	if err != nil {
 		return nil, err
 	}
-	content, err := io.ReadAll(body)
-	if err != nil {
+	content := make([]byte, b.Size)
+	if _, err := io.ReadFull(body, content); err != nil {
 		return nil, err
 	}
 	return content, rd.pad(entry, b.Size)
@@ -381,7 +394,7 @@ func (rd *reader) body(entry string, b Blob) (*body, error) {
 	if b.Size == 0 {
 		content.verify()
 	}
-	return content, nil
+	return content, content.err
 }
 
 // A body is the content of an entry. It does not hand out its last bytes unless
@@ -418,6 +431,28 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, b.err
 }
 
+// WriteTo writes what is left, for io.Copy, in large pieces.
+func (b *body) WriteTo(w io.Writer) (written int64, err error) {
+	if b.in.piece == nil {
+		b.in.piece = make([]byte, piece)
+	}
+	for {
+		n, err := b.Read(b.in.piece)
+		if n > 0 {
+			m, err := w.Write(b.in.piece[:n])
+			if written += int64(m); err != nil {
+				return written, err
+			}
+		}
+		switch {
+		case err == io.EOF:
+			return written, nil
+		case err != nil:
+			return written, err
+		}
+	}
+}
+
 func (b *body) verify() {
 	if got := b.digester.Digest(); got != b.listed.Digest {
 		b.err = wrong(b.entry, "its %d bytes hash to %s, the list says %s", b.listed.Size, got, b.listed.Digest)
@@ -430,6 +465,8 @@ type input struct {
 	ctx context.Context
 	r   io.Reader
 	err error // of ctx or r, not io.EOF
+
+	piece []byte // that bodies are copied by, one after the other; nil before the first
 }
 
 func (in *input) Read(p []byte) (int, error) {

@@ -121,6 +121,9 @@ func (e Export) events(ctx context.Context, c Contents, tree tlog.Tree, w io.Wri
 	digester := digest.SHA256.Digester()
 	w = io.MultiWriter(w, digester.Hash())
 	for entry, err := range e.Events(ctx) {
+		if err == nil {
+			err = ctx.Err()
+		}
 		if err != nil {
 			return Events{}, fmt.Errorf("read the events: %w", err)
 		}
@@ -142,7 +145,7 @@ func (e Export) events(ctx context.Context, c Contents, tree tlog.Tree, w io.Wri
 		sum.Count, sum.Size = sum.Count+1, sum.Size+int64(n)
 	}
 	sum.Digest = digester.Digest()
-	return sum, h.end(c.Base)
+	return sum, h.end()
 }
 
 // sign returns the signature of the list, which must be by the key that is packed.
@@ -162,8 +165,8 @@ func (e Export) sign(id digest.Digest) ([]byte, error) {
 // is written next, or by its Flush.
 type writer struct {
 	ctx context.Context
-	w   *bufio.Writer
-	buf [64 << 10]byte
+	w   *bufio.Writer // takes what is small together; pieces pass it by
+	buf [piece]byte
 }
 
 func (w *writer) Write(p []byte) (int, error) { return w.w.Write(p) }
@@ -186,6 +189,9 @@ func (w *writer) copy(b Blob, open func(context.Context, digest.Digest) (io.Read
 	in := &input{ctx: w.ctx, r: rc}
 	digester := b.Digest.Algorithm().Digester()
 	w.write(header(blobEntry(b.Digest), b.Size))
+	if b.Size >= int64(w.w.Size()) {
+		w.w.Flush() // so that nothing of it is copied behind the header
+	}
 	n, err := io.CopyBuffer(io.MultiWriter(w, digester.Hash()), io.LimitReader(in, b.Size), w.buf[:])
 	switch {
 	case err != nil:

@@ -28,6 +28,7 @@ func Run(t *testing.T, open func(t *testing.T, dir string) cache.Store) {
 		"readers follow the writer":                       readersFollow,
 		"unfinished content outlives its process":         unfinishedSurvives,
 		"discarded content leaves nothing":                discarded,
+		"syncing makes nothing visible and loses nothing": synced,
 		"uses are remembered":                             usesRemembered,
 		"removed content stays readable where it is open": removedStaysReadable,
 		"sha512 content is kept like sha256":              otherAlgorithm,
@@ -189,6 +190,32 @@ func discarded(t *testing.T, open func() cache.Store) {
 	check(t, p.Keep()) // of nothing is nothing
 	if whole, partial := walk(t, s); len(whole)+len(partial) != 0 {
 		t.Errorf("Walk = %v and unfinished %v, want nothing", whole, partial)
+	}
+}
+
+func synced(t *testing.T, open func() cache.Store) {
+	s, dgst := open(), digest.FromString("half and half")
+	check(t, s.Sync()) // of nothing
+	p := begin(t, s, dgst)
+	must[int](t)(p.Write([]byte("half")))
+	check(t, p.Sync())
+	if _, _, err := s.Open(dgst); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Open of what was synced and not committed = %v, want fs.ErrNotExist", err)
+	}
+	must[int](t)(p.Write([]byte(" and half")))
+	check(t, p.Sync())
+	check(t, p.Keep())
+	s = open()
+	p = begin(t, s, dgst)
+	if p.Size() != 13 {
+		t.Errorf("Size = %d, want the 13 bytes that were synced", p.Size())
+	}
+	check(t, p.Commit())
+	for range 2 {
+		check(t, s.Sync())
+		if got := read(t, s, dgst); string(got) != "half and half" {
+			t.Errorf("read %q", got)
+		}
 	}
 }
 

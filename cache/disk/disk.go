@@ -26,8 +26,8 @@ import (
 // the only one that writes there; that is the owner's to ensure.
 //
 // Content becomes visible by a rename after an fsync, so a name never stands
-// for half of its content. The directory itself is not synced: a rename that a
-// power cut undoes is a miss, and the bytes are still in partial/.
+// for half of its content. The directory itself is synced only by Sync: otherwise a
+// rename that a power cut undoes is a miss, and the bytes are still in partial/.
 type Store struct {
 	blobs, partial string
 }
@@ -204,6 +204,16 @@ func (s *Store) Free() (int64, error) {
 	return free, err
 }
 
+// Sync implements cache.Store.
+func (s *Store) Sync() error {
+	for _, a := range algorithms {
+		if err := syncFolder(filepath.Join(s.blobs, a.String())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // A partial is a file that grows in partial/ and ends in blobs/. f is only
 // written by its owner; path changes under mu, for readers open it by name to
 // have a position of their own.
@@ -238,6 +248,8 @@ func (p *partial) Reset() error {
 	_, err := p.f.Seek(0, io.SeekStart)
 	return err
 }
+
+func (p *partial) Sync() error { return p.f.Sync() }
 
 func (p *partial) Commit() error {
 	err := p.f.Sync()

@@ -45,11 +45,12 @@ func namedImages(c *cobra.Command, args, files []string) ([]string, error) {
 	for _, name := range files {
 		content, err := readImageFile(c, name)
 		if err != nil {
-			return nil, usage(err)
+			errs = append(errs, err)
+			continue
 		}
-		images, err := imagesIn(content, environment(name))
+		images, err := imagesIn(name, content, environment(name))
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+			errs = append(errs, err)
 		}
 		for _, im := range images {
 			add(fmt.Sprintf("%s:%d: ", name, im.line), im.image)
@@ -97,24 +98,26 @@ type namedImage struct {
 	line  int
 }
 
-// imagesIn finds the images that a file names.
-func imagesIn(content []byte, env func(string) (string, bool)) ([]namedImage, error) {
+// imagesIn finds the images that a file names. An error has the file and the line.
+func imagesIn(name string, content []byte, env func(string) (string, bool)) ([]namedImage, error) {
 	content = bytes.TrimPrefix(content, []byte("\ufeff"))
 	file, err := parser.ParseBytes(content, 0)
 	if err != nil || !hasMapping(file) {
 		if looksStructured(content) && err != nil {
-			return nil, fmt.Errorf("it is neither YAML nor a list of images: %s", yaml.FormatError(err, false, true))
+			return nil, fmt.Errorf("%s: it is neither YAML nor a list of images: %s", name, yaml.FormatError(err, false, true))
 		}
 		return listed(content), nil
 	}
 	var out []namedImage
 	var errs []error
 	for _, doc := range file.Docs {
-		d := &document{env: env, anchors: make(map[string]ast.Node)}
+		d := &document{name: name, env: env, anchors: make(map[string]ast.Node)}
 		if doc.Body != nil {
 			ast.Walk(d, doc.Body)
 		}
-		d.read(doc.Body)
+		if d.read(doc.Body); d.aliases > maxAliases {
+			d.wrong(doc.Body, "it has more than %d aliases, or one that is part of itself: write it without", maxAliases)
+		}
 		out, errs = append(out, d.images...), append(errs, d.errs...)
 	}
 	return out, errors.Join(errs...)
@@ -162,6 +165,9 @@ func (d *document) resolve(n ast.Node) ast.Node {
 		case *ast.AnchorNode:
 			n = v.Value
 		case *ast.AliasNode:
+			if d.aliases++; d.aliases > maxAliases {
+				return nil
+			}
 			n = d.anchors[v.Value.String()]
 		case *ast.TagNode:
 			n = v.Value
@@ -207,10 +213,16 @@ func listed(content []byte) (out []namedImage) {
 	return out
 }
 
+// maxAliases bounds the aliases that are followed in a document: a few that name each
+// other can stand for any number of things, and one that names itself has no end.
+const maxAliases = 10_000
+
 // A document is one of a file.
 type document struct {
+	name    string // of the file
 	env     func(string) (string, bool)
 	anchors map[string]ast.Node
+	aliases int // that were followed
 	images  []namedImage
 	errs    []error
 }
@@ -222,13 +234,18 @@ func (d *document) read(body ast.Node) {
 		d.object(body)
 	case services != nil:
 		for _, s := range d.pairs(services) {
-			if im := d.child(s.Value, "image"); im != nil {
+			if im := d.child(s.Value, "image"); im != nil && d.resolve(im).Type() != ast.NullType {
 				d.composed(im)
 			}
 		}
 	case body != nil:
-		d.errs = append(d.errs, fmt.Errorf("line %d: it is neither a list of images, a compose file (services) nor a Kubernetes manifest (kind)", line(body)))
+		d.wrong(body, "it is neither a list of images, a compose file (services) nor a Kubernetes manifest (kind)")
 	}
+}
+
+// wrong notes what is wrong with a node.
+func (d *document) wrong(n ast.Node, format string, args ...any) {
+	d.errs = append(d.errs, fmt.Errorf("%s:%d: %w", d.name, line(n), fmt.Errorf(format, args...)))
 }
 
 func line(n ast.Node) int {
@@ -253,6 +270,8 @@ func (d *document) text(n ast.Node) string {
 	switch n := d.resolve(n).(type) {
 	case *ast.StringNode:
 		return n.Value
+	case *ast.NullNode:
+		return ""
 	case *ast.LiteralNode:
 		return strings.TrimSpace(n.Value.Value)
 	case ast.ScalarNode:
@@ -263,17 +282,18 @@ func (d *document) text(n ast.Node) string {
 
 // composed takes the image of a service, whose variables are put in.
 func (d *document) composed(n ast.Node) {
-	image, err := interpolate(d.text(n), d.env)
-	if err != nil {
-		d.errs = append(d.errs, fmt.Errorf("line %d: %w", line(n), err))
-		return
+	image, errs := interpolate(d.text(n), d.env)
+	for _, err := range errs {
+		d.wrong(n, "%w", err)
 	}
-	d.take(n, image)
+	if len(errs) == 0 {
+		d.take(n, image)
+	}
 }
 
 func (d *document) take(n ast.Node, image string) {
 	if image == "" {
-		d.errs = append(d.errs, fmt.Errorf("line %d: the image is empty", line(n)))
+		d.wrong(n, "the image is empty: name one, or take the key out")
 		return
 	}
 	d.images = append(d.images, namedImage{image, line(n)})
@@ -321,41 +341,76 @@ func (d *document) each(n ast.Node, key string) {
 	}
 }
 
-// variable is a variable as compose files have it.
-var variable = regexp.MustCompile(`\$(?:\$|([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?:(:?[-?+])([^{}]*))?\})`)
+// variable is a variable as compose files have it, with what follows its name in
+// braces: an operator and a word, in which there can be variables.
+var (
+	variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*`)
+	operator = regexp.MustCompile(`^:?[-?+]`)
+)
 
 // interpolate puts variables in. One without a value and without a default is an
 // error: an image would be another one.
-func interpolate(s string, env func(string) (string, bool)) (string, error) {
+func interpolate(s string, env func(string) (string, bool)) (string, []error) {
+	var out strings.Builder
 	var errs []error
-	out := variable.ReplaceAllStringFunc(s, func(m string) string {
-		if m == "$$" {
-			return "$"
+	for {
+		before, rest, found := strings.Cut(s, "$")
+		out.WriteString(before)
+		if !found {
+			return out.String(), errs
 		}
-		p := variable.FindStringSubmatch(m)
-		name, op, word := p[1]+p[2], p[3], p[4]
+		if after, ok := strings.CutPrefix(rest, "$"); ok {
+			out.WriteByte('$')
+			s = after
+			continue
+		}
+		inside, after, ok := braced(rest)
+		name := variable.FindString(inside)
+		op := operator.FindString(inside[len(name):])
+		word := inside[len(name)+len(op):]
+		if !ok || name == "" || op == "" && word != "" {
+			return "", append(errs, fmt.Errorf("%q is no variable: it is written ${NAME} or ${NAME:-default}, and a dollar $$", "$"+rest))
+		}
+		s = after
 		value, set := env(name)
 		if strings.HasPrefix(op, ":") && value == "" {
 			set = false
 		}
 		switch {
-		case strings.HasSuffix(op, "+"):
-			if set {
-				return word
-			}
-			return ""
+		case strings.HasSuffix(op, "+") && !set:
+			value = ""
+		case strings.HasSuffix(op, "+"), strings.HasSuffix(op, "-") && !set:
+			var more []error
+			value, more = interpolate(word, env)
+			errs = append(errs, more...)
 		case set:
-			return value
-		case strings.HasSuffix(op, "-"):
-			return word
 		case strings.HasSuffix(op, "?"):
 			errs = append(errs, fmt.Errorf("%s is not set: %s", name, word))
 		default:
 			errs = append(errs, fmt.Errorf("%s is not set: set it in the environment or in .env, or give it a default: ${%s:-…}", name, name))
 		}
-		return ""
-	})
-	return out, errors.Join(errs...)
+		out.WriteString(value)
+	}
+}
+
+// braced splits what follows a dollar after the variable, which has braces or not.
+func braced(s string) (inside, after string, ok bool) {
+	if !strings.HasPrefix(s, "{") {
+		n := len(variable.FindString(s))
+		return s[:n], s[n:], true
+	}
+	depth := 0
+	for i, r := range s {
+		switch r {
+		case '{':
+			depth++
+		case '}':
+			if depth--; depth == 0 {
+				return s[1:i], s[i+1:], true
+			}
+		}
+	}
+	return "", "", false
 }
 
 // environment is the process's, and below it the .env next to a compose file.
@@ -364,9 +419,9 @@ func environment(name string) func(string) (string, bool) {
 	if name != "-" {
 		if content, err := os.ReadFile(filepath.Join(filepath.Dir(name), ".env")); err == nil {
 			for l := range strings.Lines(string(content)) {
-				key, value, ok := strings.Cut(strings.TrimSpace(l), "=")
+				key, value, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(l), "export "), "=")
 				if ok && !strings.HasPrefix(key, "#") {
-					dotenv[strings.TrimSpace(key)] = strings.Trim(strings.TrimSpace(value), `"'`)
+					dotenv[strings.TrimSpace(key)] = unquoted(strings.TrimSpace(value))
 				}
 			}
 		}
@@ -378,4 +433,15 @@ func environment(name string) func(string) (string, bool) {
 		v, ok := dotenv[key]
 		return v, ok
 	}
+}
+
+// unquoted is a value of such a file, without its quotes or the comment after it.
+func unquoted(s string) string {
+	if s != "" && (s[0] == '"' || s[0] == '\'') {
+		if inside, _, ok := strings.Cut(s[1:], s[:1]); ok {
+			return inside
+		}
+	}
+	value, _, _ := strings.Cut(s, " #")
+	return strings.TrimSpace(value)
 }

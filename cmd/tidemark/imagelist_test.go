@@ -26,11 +26,13 @@ services:
     image: nginx:${TAG}
   app:
     build: .
+  built: {build: ., image: }
   job: {image: "${REGISTRY}/app:${VERSION:-v1}"}
   odd: {image: 'a$$b', x: 1}
   set: {image: "redis${TAG:+:7}"}
   unset: {image: "redis${EMPTY:+:7}-${EMPTY-x}"}
-`, "4 nginx:1.27, 7 ghcr.io/org/app:v1, 8 a$b, 9 redis:7, 10 redis-"},
+  nested: {image: 'app:${VERSION:-${OTHER:-v${TAG}}}'}
+`, "4 nginx:1.27, 8 ghcr.io/org/app:v1, 9 a$b, 10 redis:7, 11 redis-, 12 app:v1.27"},
 		"a compose file with anchors": {`
 x-image: &image nginx:1
 services:
@@ -69,7 +71,7 @@ data: {image: "not an image"}
 		"JSON of kubectl": {`{"apiVersion":"v1","kind":"List","items":[{"kind":"Pod","spec":{"containers":[{"image":"nginx"}]}}]}`, "1 nginx"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			images, err := imagesIn([]byte(tt.file), func(k string) (string, bool) { v, ok := env[k]; return v, ok })
+			images, err := imagesIn("f", []byte(tt.file), func(k string) (string, bool) { v, ok := env[k]; return v, ok })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -88,18 +90,32 @@ data: {image: "not an image"}
 func TestFilesThatNameNoImages(t *testing.T) {
 	none := func(string) (string, bool) { return "", false }
 	for name, tt := range map[string]struct{ file, want string }{
-		"a variable that is not set":   {"services:\n  a: {image: \"x:${TAG}\"}\n  b: {image: \"y:${OTHER:?name it}\"}\n", "line 2: TAG is not set"},
-		"and the next one":             {"services:\n  a: {image: \"x:${TAG}\"}\n  b: {image: \"y:${OTHER:?name it}\"}\n", "line 3: OTHER is not set: name it"},
+		"a variable that is not set":   {"services:\n  a: {image: \"x:${TAG}\"}\n  b: {image: \"y:${OTHER:?name it}\"}\n", "f:2: TAG is not set"},
+		"and the next one":             {"services:\n  a: {image: \"x:${TAG}\"}\n  b: {image: \"y:${OTHER:?name it}\"}\n", "f:3: OTHER is not set: name it"},
 		"something else in YAML":       {"name: x\nversion: 3\n", "neither a list of images"},
 		"broken YAML":                  {"services:\n  a: {image: [\n", "neither YAML nor a list"},
-		"an image that is nothing":     {"services:\n  a: {image: \"\"}\n", "line 2: the image is empty"},
-		"an image that is no text":     {"kind: Pod\nspec: {containers: [{image: {a: b}}]}\n", "line 2: the image is empty"},
-		"a document among several bad": {"kind: Pod\n---\nfoo: bar\n", "line 3"},
+		"two on a line":                {"services:\n  a: {image: \"${A}:${B}\"}\n", "f:2: B is not set"},
+		"a variable without an end":    {"services:\n  a: {image: 'x:${TAG'}\n", "f:2: \"${TAG\" is no variable"},
+		"an alias that merges itself":  {"a: &a\n  <<: *a\nservices: {x: *a}\n", "part of itself"},
+		"an alias that holds itself":   {"kind: Pod\nspec: &s\n  spec: *s\n", "part of itself"},
+		"aliases that multiply":        {multiplied(), "more than 10000 aliases"},
+		"an image that is nothing":     {"services:\n  a: {image: \"\"}\n", "f:2: the image is empty"},
+		"an image that is no text":     {"kind: Pod\nspec: {containers: [{image: {a: b}}]}\n", "f:2: the image is empty"},
+		"a document among several bad": {"kind: Pod\n---\nfoo: bar\n", "f:3: "},
 	} {
-		if _, err := imagesIn([]byte(tt.file), none); err == nil || !strings.Contains(err.Error(), tt.want) {
+		if _, err := imagesIn("f", []byte(tt.file), none); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want %q", name, err, tt.want)
 		}
 	}
+}
+
+// multiplied is a small document that stands for a very large one.
+func multiplied() string {
+	s := "a0: &a0 {image: x}\n"
+	for i := 1; i < 30; i++ {
+		s += fmt.Sprintf("a%d: &a%d {<<: [*a%d, *a%d]}\n", i, i, i-1, i-1)
+	}
+	return s + "services: {z: *a29}\n"
 }
 
 // Images of arguments and files are whole references, each once, and everything that
@@ -113,8 +129,8 @@ func TestNamedImages(t *testing.T) {
 		}
 		return path
 	}
-	write(".env", "# versions\nTAG=\"1.27\"\n")
-	compose, list := write("compose.yaml", "services: {web: {image: \"nginx:${TAG}\"}}\n"), write("list", "Nginx\nalpine:3 x\n")
+	write(".env", "# versions\nexport TAG=\"1.27\" # of nginx\nV=7 # of redis\n")
+	compose, list := write("compose.yaml", "services: {web: {image: \"nginx:${TAG}\"}, db: {image: \"redis:$V\"}}\n"), write("list", "Nginx\nalpine:3 x\n")
 	c := &cobra.Command{}
 	c.SetIn(bytes.NewBufferString("redis:7\nnginx:1.27\n"))
 	got, err := namedImages(c, []string{"alpine"}, []string{compose, "-"})
@@ -122,8 +138,8 @@ func TestNamedImages(t *testing.T) {
 	if err != nil || strings.Join(got, " ") != want {
 		t.Errorf("%v, %v; want %s", got, err, want)
 	}
-	_, err = namedImages(c, []string{"UPPER"}, []string{list})
-	for _, want := range []string{`"UPPER" is not an image reference`, list + `:1: "Nginx" is not`, list + `:2: "alpine:3 x" is not`} {
+	_, err = namedImages(c, []string{"UPPER"}, []string{filepath.Join(dir, "absent"), list})
+	for _, want := range []string{`"UPPER" is not an image reference`, "absent: no such file", list + `:1: "Nginx" is not`, list + `:2: "alpine:3 x" is not`} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v; want %q in it", err, want)
 		}

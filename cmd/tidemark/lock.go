@@ -127,7 +127,7 @@ func (cl *client) placeAt(ctx context.Context, asof string) (url.Values, int64, 
 	if len(list.Events) == 0 {
 		return nil, 0, fmt.Errorf("nothing was recorded here by %s", when)
 	}
-	return url.Values{"asof": {when}}, list.Events[0].Index, nil
+	return url.Values{"asof": {strings.ToLower(at.UTC().Format("2006-01-02T15-04-05Z"))}}, list.Events[0].Index, nil
 }
 
 func newBackfill() *cobra.Command {

@@ -63,6 +63,18 @@ func (p *progress) end(name, what string) {
 	}
 }
 
+// fail tells why a thing did not come: its bar stays where it was.
+func (p *progress) fail(name, why string) {
+	p.mu.Lock()
+	bar := p.bars[name]
+	delete(p.bars, name)
+	p.mu.Unlock()
+	if bar != nil {
+		bar.Abort(false)
+	}
+	p.end(name, why)
+}
+
 // Close leaves what is shown as it is.
 func (p *progress) Close() {
 	p.mu.Lock()

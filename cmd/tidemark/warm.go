@@ -69,6 +69,7 @@ type warming struct {
 func (cl *client) warm(c *cobra.Command, q admin.WarmRequest) (w warming, err error) {
 	bars := newProgress(c.ErrOrStderr())
 	defer bars.Close()
+	here := 0 // images that are complete
 	err = cl.postLines(c.Context(), "/api/v1/warm", q, func(line []byte) error {
 		if json.Unmarshal(line, &w.report) == nil && w.report.Failed != nil {
 			return nil // the last line, which has what no other has
@@ -83,15 +84,16 @@ func (cl *client) warm(c *cobra.Command, q admin.WarmRequest) (w warming, err er
 			return nil
 		}
 		w.images = append(w.images, p)
-		what := "fetched " + human(p.Bytes)
 		if p.Error != "" {
-			what = p.Error
+			bars.fail(p.Ref, p.Error)
+			return nil
 		}
-		bars.end(p.Ref, what)
+		here++
+		bars.end(p.Ref, "fetched "+human(p.Bytes))
 		return nil
 	})
 	if c.Context().Err() != nil {
-		err = errors.New("interrupted: what was fetched stays, and the next time goes on from there")
+		err = fmt.Errorf("interrupted: %d of %d images are here whole; what was fetched of the others stays, and running it again goes on from there", here, len(q.Refs))
 	}
 	return w, err
 }
@@ -105,7 +107,7 @@ func printWarm(out io.Writer, warmed warming) error {
 			if name == "" {
 				name = "?"
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", im.Ref, short(im.Digest), name, human(p.Bytes), missingText(p))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", im.Ref, short(im.Digest), printable(name), human(p.Bytes), missingText(p))
 		}
 		if im.Error != "" {
 			fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", im.Ref, orNothing(short(im.Digest)), printable(im.Error))
@@ -137,6 +139,9 @@ func (cl *client) postLines(ctx context.Context, path string, in any, take func(
 			Error json.RawMessage `json:"error"`
 		}
 		if err := json.Unmarshal(lines.Bytes(), &end); err != nil {
+			if done = false; !lines.Scan() {
+				break // the last one is cut off
+			}
 			return fmt.Errorf("%s%s: %w", cl.server, path, err)
 		}
 		var e admin.Error

@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -56,7 +58,7 @@ func TestWarmTells(t *testing.T) {
 		"complete":            {lines(warmHave, warmDone, `{"done":true,"complete":true,"filled":1,"bytes":2048,"failed":[]}`), 0, "linux/amd64  4 KiB  nothing", "fetched 2 KiB"},
 		"one is missing":      {lines(warmHave, warmDone, warmLost, `{"done":true,"complete":false,"filled":1,"bytes":2048,"failed":[{"ref":"docker.io/library/gone:1","error":"upstream says 404"}]}`), 1, "upstream says 404", "1 of 2 images are not complete"},
 		"cut off":             {lines(warmHave, warmDone), 1, "", "ended in the middle"},
-		"cut off in a line":   {func(w http.ResponseWriter) { fmt.Fprint(w, warmHave+"\n"+warmDone[:20]) }, 1, "", "api/v1/warm"},
+		"cut off in a line":   {func(w http.ResponseWriter) { fmt.Fprint(w, warmHave+"\n"+warmDone[:20]) }, 1, "", "ended in the middle"},
 		"an error in the end": {lines(warmHave, `{"error":{"code":"internal","message":"the disk is gone"}}`), 1, "", "the disk is gone"},
 		"an error at once": {func(w http.ResponseWriter) {
 			w.WriteHeader(400)
@@ -73,6 +75,41 @@ func TestWarmTells(t *testing.T) {
 				t.Error("what is no terminal gets its cursor moved")
 			}
 		})
+	}
+}
+
+// Who interrupts a warming is told how much is there, and that nothing is lost.
+func TestWarmInterrupted(t *testing.T) {
+	ctx, interrupt := context.WithCancel(t.Context())
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintln(w, warmHave+"\n"+warmDone)
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}))
+	defer srv.Close()
+	root := newRoot()
+	root.SetOut(io.Discard)
+	root.SetErr(writerFunc(func(p []byte) (int, error) {
+		interrupt() // the first image is there
+		return len(p), nil
+	}))
+	root.SetArgs([]string{"warm", "app:1", "gone:1", "--server", srv.URL})
+	err := root.ExecuteContext(ctx)
+	if err == nil || !strings.Contains(err.Error(), "1 of 2 images are here whole") || !strings.Contains(err.Error(), "running it again goes on") {
+		t.Errorf("%v", err)
+	}
+}
+
+type writerFunc func(p []byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// What an image says of itself cannot move the cursor of a terminal.
+func TestWarmQuotesPlatforms(t *testing.T) {
+	hostile := strings.Replace(warmDone, "linux/amd64", `linux/\u001b[2J`, 1)
+	out, _, _ := runAgainst(t, lines(hostile, `{"done":true,"complete":true,"failed":[]}`), "warm", "app:1")
+	if strings.Contains(out, "\x1b") {
+		t.Errorf("%q", out)
 	}
 }
 
