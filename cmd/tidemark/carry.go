@@ -49,6 +49,9 @@ who imports it must have the rest.`,
 		if out == "" {
 			return usage(errors.New("-o is needed: the file to write the bundle to"))
 		}
+		if out == since {
+			return usage(errors.New("-o and --since are the same file: a delta would replace what it goes on from"))
+		}
 		refs, err := taggedRefs(c, args, files)
 		if err != nil {
 			return err

@@ -224,6 +224,8 @@ func (c carrier) warm(ctx context.Context, w proxy.Want, platforms []string, tel
 	switch {
 	case err != nil:
 		last.Error = err.Error()
+	case len(warmed.Image.Platforms) == 0:
+		last.Error = "it has no image for " + strings.Join(platforms, ", ")
 	case !warmed.Image.Complete():
 		last.Error = "it is not complete: there was no room for all of it, or it was evicted at once; cache.max_bytes bounds what is kept"
 	}
