@@ -236,6 +236,7 @@ func (p *place) sound() {
 // ask, with its history; a delta goes on from there; nothing changes when either comes
 // again, and the same state is always the same bytes.
 func TestImagesAreCarried(t *testing.T) {
+	t.Parallel() // they wait for signatures
 	up := upstreamtest.New()
 	defer up.Close()
 	idx, img := upstreamtest.NewIndex("base", "multi"), upstreamtest.NewImage("base", "one")
@@ -338,6 +339,7 @@ func TestImagesAreCarried(t *testing.T) {
 // What is not here whole is not exported, with every reason; platforms narrow what is
 // needed.
 func TestAnExportIsWhole(t *testing.T) {
+	t.Parallel() // they wait for signatures
 	up := upstreamtest.New()
 	defer up.Close()
 	idx := upstreamtest.NewIndex("base")
@@ -374,6 +376,7 @@ func TestAnExportIsWhole(t *testing.T) {
 // A bundle that is wrong anywhere is refused whole: nothing of it is visible, on the
 // disk or in the log, wherever it was found.
 func TestAWrongBundleLeavesNothing(t *testing.T) {
+	t.Parallel() // they wait for signatures
 	up := upstreamtest.New()
 	defer up.Close()
 	up.Push("library/app", "1", upstreamtest.NewImage("base", "one"))
@@ -417,6 +420,7 @@ func TestAWrongBundleLeavesNothing(t *testing.T) {
 // What has no room, or is of an upstream that is not configured, is refused before
 // anything is written.
 func TestABundleMustFit(t *testing.T) {
+	t.Parallel() // they wait for signatures
 	up := upstreamtest.New()
 	defer up.Close()
 	up.Push("library/app", "1", upstreamtest.NewImage(strings.Repeat("large", 1000)))
@@ -439,6 +443,7 @@ func TestABundleMustFit(t *testing.T) {
 // An import whose ledger fails, or says so although it has recorded it, is told; the
 // next try ends well, and there is one record of it.
 func TestAnImportWhoseLedgerFails(t *testing.T) {
+	t.Parallel() // they wait for signatures
 	up := upstreamtest.New()
 	defer up.Close()
 	img := upstreamtest.NewImage("one")
@@ -472,6 +477,7 @@ func TestAnImportWhoseLedgerFails(t *testing.T) {
 // A rule that holds back moves holds back those that come by a bundle: what is served
 // stays, with its bytes.
 func TestAPolicyHoldsWhatIsCarried(t *testing.T) {
+	t.Parallel() // they wait for signatures
 	up := upstreamtest.New()
 	defer up.Close()
 	old, moved := upstreamtest.NewImage("one"), upstreamtest.NewImage("two")
