@@ -120,18 +120,22 @@ func (*PastError) Unwrap() error { return fs.ErrNotExist }
 
 // AsOf says what clients were given for the ref at a moment. What was recorded here
 // counts. Of a time before that an imported log is asked, which was there, for what its
-// clients were given; then upstream, about its own past. A moment that is yet to come, one before all that is known, one at
-// which upstream had deleted the ref or nothing was served, and a digest that an
-// operator has rejected since are each a PastError. It depends on the Chronicle and
-// now alone.
+// clients were given; then upstream, about its own past. A moment that is yet to come,
+// one before all that is known, one at which upstream had deleted the ref or nothing
+// was served, and a digest that an operator has rejected since are each a PastError. It
+// depends on the Chronicle and now alone.
 func (c Chronicle) AsOf(m Moment, now time.Time) (Then, error) {
 	if at, ok := m.Time(); ok && at.After(now) || !ok && m.index >= c.Size {
 		return Then{}, c.refuse(m, "that is yet to come")
 	}
-	s, known, err := c.recorded(m)
-	if err != nil {
-		return Then{}, err
+	events := make([]Event, len(c.Entries))
+	for i, entry := range c.Entries {
+		var err error
+		if events[i], err = ParseLeaf(entry.Leaf); err != nil {
+			return Then{}, fmt.Errorf("entry %d: %w", entry.Index, err)
+		}
 	}
+	s, known := c.recorded(m, events)
 	at, byTime := m.Time()
 	if byTime && !known {
 		s, known = c.claimed(at)
@@ -147,7 +151,7 @@ func (c Chronicle) AsOf(m Moment, now time.Time) (Then, error) {
 		return Then{}, c.refuse(m, fmt.Sprintf("%s was rejected", s.Digest))
 	}
 	if byTime {
-		s.Gap = c.gapAt(at, s.Then)
+		s.Gap = c.gapAt(at, s.Then, events)
 	}
 	return s.Then, nil
 }
@@ -181,19 +185,15 @@ type stretch struct {
 // recorded is what this log says of a moment, if it knew the ref then. Where the
 // clock was set back, an entry can be of an earlier time than the one before it:
 // the last one that had happened by then counts.
-func (c Chronicle) recorded(m Moment) (s stretch, known bool, err error) {
-	events := make([]Event, len(c.Entries))
+func (c Chronicle) recorded(m Moment, events []Event) (s stretch, known bool) {
 	last := -1
-	for i, entry := range c.Entries {
-		if events[i], err = ParseLeaf(entry.Leaf); err != nil {
-			return stretch{}, false, fmt.Errorf("entry %d: %w", entry.Index, err)
-		}
-		if m.reached(entry.Index, events[i]) {
+	for i, e := range events {
+		if m.reached(c.Entries[i].Index, e) {
 			last = i
 		}
 	}
 	if last < 0 {
-		return stretch{}, false, nil
+		return stretch{}, false
 	}
 	basis := make(map[digest.Digest]string) // of heads
 	for i, e := range events {
@@ -205,12 +205,12 @@ func (c Chronicle) recorded(m Moment) (s stretch, known bool, err error) {
 		switch {
 		case !same && i > last:
 			s.Until = &e.Time
-			return s, true, nil
+			return s, true
 		case !same:
 			s = next
 		}
 	}
-	return s, true, nil
+	return s, true
 }
 
 // Basis is whose word it is that the ref's head is New.
@@ -258,14 +258,14 @@ func (c Chronicle) untilSeen(until *time.Time) *time.Time {
 }
 
 // gapAt is why what was found may not be what the ref meant, or "".
-func (c Chronicle) gapAt(at time.Time, then Then) string {
+func (c Chronicle) gapAt(at time.Time, then Then, events []Event) string {
 	for _, g := range c.Gaps {
 		if at.After(g.Start) && at.Before(g.End) {
 			return blindness(g)
 		}
 	}
-	for _, entry := range c.Entries {
-		if e, err := ParseLeaf(entry.Leaf); err == nil && e.Gap != nil && at.After(e.Gap.Start) && at.Before(e.Gap.End) {
+	for _, e := range events {
+		if e.Gap != nil && at.After(e.Gap.Start) && at.Before(e.Gap.End) {
 			return blindness(*e.Gap)
 		}
 	}

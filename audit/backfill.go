@@ -39,7 +39,7 @@ func (l *Ledger) Backfill(ctx context.Context, store ClaimStore, ref Ref, source
 		return 0, fmt.Errorf("encode what is said of %s: %w", ref, err)
 	}
 	e := l.about(ref, &Operator{Action: "backfill", Digest: digest.FromBytes(said), Old: source, New: strconv.Itoa(len(claims))})
-	return added, l.commit(e, func() (int64, error) { return store.AddClaims(context.WithoutCancel(ctx), e, ref, claims) })
+	return added, l.commit(ctx, e, func(ctx context.Context) (int64, error) { return store.AddClaims(ctx, e, ref, claims) })
 }
 
 // says tells whether a claim is among those known.

@@ -76,10 +76,7 @@ func (l *Ledger) Import(ctx context.Context, store Importer, cargo Cargo) (map[R
 	l.deciding.RLock()
 	defer l.deciding.RUnlock()
 	policy, now := l.policy.Load(), l.now()
-	action := Event{
-		ID: newID(), Type: Action, Time: now.UTC().Truncate(time.Millisecond), Policy: Effect{SHA256: policy.SHA256()},
-		Operator: &Operator{Action: "import", Digest: cargo.Bundle, Target: cargo.Origin, New: strconv.FormatInt(cargo.LogSize, 10)},
-	}
+	action := l.about(Ref{}, &Operator{Action: "import", Digest: cargo.Bundle, Target: cargo.Origin, New: strconv.FormatInt(cargo.LogSize, 10)})
 	became := make(map[Ref]string)
 	var events []Event
 	index, err := store.Import(ctx, cargo, action, func(c Carried, r Record, confirmed time.Time) (State, []Event) {
@@ -149,6 +146,7 @@ type History struct {
 	Closed *Claim  // the end of the claim before the first of Claims, of what it meant
 
 	served  []Claim
+	deleted bool // upstream has it no longer
 	profile string
 }
 
@@ -179,7 +177,7 @@ func (h *History) serve(index int64, e Event) {
 		last = &h.served[n-1]
 	}
 	given := e.Policy.Served
-	if e.Type == Deleted || last == nil && len(h.served) > 0 && !e.Type.Moves() && h.served[len(h.served)-1].EndReason == string(Deleted) {
+	if h.deleted = e.Type == Deleted || h.deleted && !e.Type.Moves(); h.deleted {
 		given = ""
 	}
 	if last != nil && last.Digest == given {

@@ -524,12 +524,27 @@ func (l *Ledger) LastConfirmed(ref Ref, written time.Time) time.Time {
 
 // append records an event that is about no single ref.
 func (l *Ledger) append(ctx context.Context, e Event) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
-	defer cancel()
+	e = l.stamp(e)
+	return l.commit(ctx, e, func(ctx context.Context) (int64, error) { return l.store.Append(ctx, e) })
+}
+
+// stamp gives an event of our own making its identity, its time and the policy.
+func (l *Ledger) stamp(e Event) Event {
 	e.ID, e.Time = newID(), l.now().UTC().Truncate(time.Millisecond)
 	e.Policy = Effect{SHA256: l.policy.Load().SHA256()}
-	index, err := l.store.Append(ctx, e)
-	if err != nil {
+	return e
+}
+
+// commit has an event of our own making written down. What it is about may be
+// fs.ErrNotExist; otherwise an error is the ledger's.
+func (l *Ledger) commit(ctx context.Context, e Event, write func(context.Context) (int64, error)) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
+	defer cancel()
+	index, err := write(ctx)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return err
+	case err != nil:
 		l.unwritable.Store(&err)
 		return fmt.Errorf("record %s: %w: %w", e.Type, ErrLedger, err)
 	}

@@ -2,8 +2,6 @@ package audit
 
 import (
 	"context"
-	"fmt"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -33,13 +31,13 @@ func (l *Ledger) Pin(ctx context.Context, store PinStore, p Pin) error {
 		return ErrReason
 	}
 	e := l.about(p.Ref, &Operator{Action: "pin", Reason: p.Reason, Digest: p.Digest})
-	return l.commit(e, func() (int64, error) { return store.PutPin(context.WithoutCancel(ctx), e, p) })
+	return l.commit(ctx, e, func(ctx context.Context) (int64, error) { return store.PutPin(ctx, e, p) })
 }
 
 // Unpin records that a pin is taken back.
 func (l *Ledger) Unpin(ctx context.Context, store PinStore, p Pin) error {
 	e := l.about(p.Ref, &Operator{Action: "unpin", Digest: p.Digest})
-	return l.commit(e, func() (int64, error) { return store.DropPin(context.WithoutCancel(ctx), e, p.Target) })
+	return l.commit(ctx, e, func(ctx context.Context) (int64, error) { return store.DropPin(ctx, e, p.Target) })
 }
 
 // Act records what an operator did that changes no ref.
@@ -52,15 +50,5 @@ func (l *Ledger) about(ref Ref, op *Operator) Event {
 	if ref != (Ref{}) {
 		op.Target = ref.String()
 	}
-	return Event{ID: newID(), Type: Action, Time: l.now().UTC().Truncate(time.Millisecond), Operator: op, Policy: Effect{SHA256: l.policy.Load().SHA256()}}
-}
-
-// commit has an event of our own making written down.
-func (l *Ledger) commit(e Event, write func() (int64, error)) error {
-	index, err := write()
-	if err != nil {
-		return fmt.Errorf("record %s: %w", e.Operator.Action, err)
-	}
-	l.recorded(index, e)
-	return nil
+	return l.stamp(Event{Type: Action, Operator: op})
 }

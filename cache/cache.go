@@ -120,9 +120,8 @@ type Cache struct {
 	queue    []prefetch              // waiting for a place among the prefetches
 	ahead    int                     // prefetches that run
 	closing  bool                    // no fill may start any more
-	intakes  map[*Intake]bool        // that are under way
-	staged   map[digest.Digest]*Intake
-	maxBytes int64 // what budget said last
+	intake   *Intake                 // that is under way, nil if none is
+	maxBytes int64                   // what budget said last
 
 	hot *hotManifests
 
@@ -145,8 +144,6 @@ func New(o Options) *Cache {
 		log:      o.Log,
 		index:    newIndex(),
 		fills:    make(map[digest.Digest]*fill),
-		intakes:  make(map[*Intake]bool),
-		staged:   make(map[digest.Digest]*Intake),
 		hot:      newHotManifests(),
 	}
 	if c.grace == 0 {
@@ -240,25 +237,16 @@ func (c *Cache) Get(ctx context.Context, dgst digest.Digest, src Source) (*Blob,
 // Stat tells the size of dgst if its bytes are here or arriving, without
 // asking anyone.
 func (c *Cache) Stat(dgst digest.Digest) (size int64, ok bool) {
+	if size, ok := c.Holds(dgst); ok {
+		return size, true
+	}
 	c.mu.Lock()
-	e, stored := c.index.get(dgst)
 	f := c.fills[dgst]
-	ready := c.index.ready
 	c.mu.Unlock()
-	switch {
-	case stored:
-		return e.size, true
-	case f != nil && f.isOpen() && f.size >= 0:
+	if f != nil && f.isOpen() && f.size >= 0 {
 		return f.size, true
-	case ready:
-		return 0, false
 	}
-	file, entry, err := c.store.Open(dgst)
-	if err != nil {
-		return 0, false
-	}
-	file.Close()
-	return entry.Size, true
+	return 0, false
 }
 
 // openOrFill returns the stored content, or a fill that the caller must leave.
@@ -285,7 +273,7 @@ func (c *Cache) openOrFill(ctx context.Context, dgst digest.Digest, src Source) 
 				c.mu.Unlock()
 				return nil, nil, false, fmt.Errorf("fill %s: %w", dgst, ErrClosing)
 			}
-			if c.staged[dgst] != nil {
+			if c.intake.awaits(dgst) {
 				c.mu.Unlock()
 				return nil, nil, false, fmt.Errorf("fill %s, which an intake is about to store: %w", dgst, errUncached)
 			}
@@ -377,7 +365,6 @@ type Stats struct {
 	Ready        bool // the index is complete, and what is pinned is known
 	Bytes, Blobs int64
 	PinnedBytes  int64 // of them, firmly
-	SoftBytes    int64 // kept while there is room
 	Budget       int64
 	Hits, Misses int64
 	SavedBytes   int64 // sent to clients without asking a source for them
@@ -401,8 +388,8 @@ func (c *Cache) Stats() Stats {
 	defer c.mu.Unlock()
 	s := Stats{
 		Ready: c.index.ready && c.index.pinned, Bytes: c.index.bytes, Blobs: int64(c.index.lru.Len()), Budget: c.maxBytes,
-		PinnedBytes: c.index.sizes[firm], SoftBytes: c.index.sizes[soft],
-		Hits: c.hits.Load(), Misses: c.misses.Load(), SavedBytes: c.saved.Load(), EvictedBytes: c.evicted.Load(),
+		PinnedBytes: c.index.sizes[firm],
+		Hits:        c.hits.Load(), Misses: c.misses.Load(), SavedBytes: c.saved.Load(), EvictedBytes: c.evicted.Load(),
 		Failures: c.failures.snapshot(),
 	}
 	if _, e, ok := c.index.lru.GetOldest(); ok {

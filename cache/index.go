@@ -182,7 +182,7 @@ func (c *Cache) evict(need int64) bool {
 		for _, f := range c.fills {
 			free -= max(0, f.reserved-f.frontier()) // promised, not yet written
 		}
-		for in := range c.intakes {
+		if in := c.intake; in != nil {
 			free -= in.reserved - in.written
 		}
 	}
@@ -253,22 +253,24 @@ func (c *Cache) drop(dgst digest.Digest, why string) {
 	c.hot.remove(dgst)
 }
 
-// missing drops dgst from the index if the store does not have it.
-func (c *Cache) missing(dgst digest.Digest) {
+// missing drops dgst from the index if the store does not have it, and tells whether it
+// was so.
+func (c *Cache) missing(dgst digest.Digest) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if _, indexed := c.index.get(dgst); !indexed {
-		return // it was evicted or removed, as it may be
+		return false
 	}
 	file, _, err := c.store.Open(dgst)
 	if err == nil {
 		file.Close()
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		c.log.Warn().Str("digest", dgst.String()).Msg("stored content went away; it is fetched again when it is asked for")
-		c.index.remove(dgst)
-		c.hot.remove(dgst)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return false
 	}
+	c.index.remove(dgst)
+	c.hot.remove(dgst)
+	return true
 }
 
 // forget drops dgst from the index after its file was found missing.

@@ -23,6 +23,7 @@ type Intake struct {
 	size    map[digest.Digest]int64
 
 	// Guarded by c.mu.
+	staged   map[digest.Digest]bool  // is not visible yet
 	reserved int64                   // bytes promised by the index
 	written  int64                   // of them; the sum of has
 	has      map[digest.Digest]int64 // bytes that are in the store, unfinished, perhaps of an earlier process
@@ -39,7 +40,7 @@ var ErrTaken = errors.New("another intake is under way")
 // room for all of it: otherwise it is ErrNoRoom, and nothing was evicted for it. It
 // waits for fills of the same content. The caller closes it.
 func (c *Cache) Intake(ctx context.Context, content []Reference) (*Intake, error) {
-	in := &Intake{c: c, content: content, size: make(map[digest.Digest]int64), has: make(map[digest.Digest]int64), right: make(map[digest.Digest]bool)}
+	in := &Intake{c: c, content: content, size: make(map[digest.Digest]int64), staged: make(map[digest.Digest]bool), has: make(map[digest.Digest]int64), right: make(map[digest.Digest]bool)}
 	for _, r := range content {
 		in.size[r.Digest] = r.Size
 	}
@@ -56,6 +57,10 @@ func (c *Cache) Intake(ctx context.Context, content []Reference) (*Intake, error
 	}
 }
 
+// awaits tells whether dgst is to become visible with the others. It is false of no
+// intake. c.mu is held.
+func (in *Intake) awaits(dgst digest.Digest) bool { return in != nil && in.staged[dgst] }
+
 // beginIntake takes room for in, or returns a fill that has to end before that.
 func (c *Cache) beginIntake(in *Intake) (*fill, error) {
 	c.mu.Lock()
@@ -66,7 +71,7 @@ func (c *Cache) beginIntake(in *Intake) (*fill, error) {
 	if !c.index.ready || !c.index.pinned {
 		return nil, ErrNotReady
 	}
-	if len(c.intakes) > 0 {
+	if c.intake != nil {
 		return nil, ErrTaken
 	}
 	var need, here int64
@@ -90,10 +95,10 @@ func (c *Cache) beginIntake(in *Intake) (*fill, error) {
 		} else {
 			in.note(dgst, c.index.partials[dgst], false)
 			c.index.removePartial(dgst)
-			c.staged[dgst] = in
+			in.staged[dgst] = true
 		}
 	}
-	c.intakes[in] = true
+	c.intake = in
 	if !c.evict(need) {
 		in.end()
 		return nil, fmt.Errorf("%d bytes have no room here, whatever could be evicted: %w", need, ErrNoRoom)
@@ -153,7 +158,7 @@ func (in *Intake) done(dgst digest.Digest, size int64) (bool, error) {
 		return false, fmt.Errorf("take in %s of %d bytes: it was not announced", dgst, size)
 	}
 	_, stored := in.c.index.get(dgst)
-	if !stored && in.c.staged[dgst] != in {
+	if !stored && !in.staged[dgst] {
 		return false, fmt.Errorf("take in %s: %w", dgst, errWentAway)
 	}
 	return stored || in.right[dgst], nil
@@ -237,7 +242,7 @@ func (in *Intake) todo() ([]Reference, error) {
 	c := in.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.intakes[in] {
+	if c.intake != in {
 		return nil, errors.New("the intake has ended")
 	}
 	var todo []Reference
@@ -246,7 +251,7 @@ func (in *Intake) todo() ([]Reference, error) {
 		_, stored := c.index.get(r.Digest)
 		switch {
 		case stored || seen[r.Digest]:
-		case c.staged[r.Digest] != in:
+		case !in.staged[r.Digest]:
 			return nil, fmt.Errorf("%s: %w", r.Digest, errWentAway)
 		case !in.right[r.Digest]:
 			return nil, fmt.Errorf("%s is missing", r.Digest)
@@ -303,7 +308,7 @@ func (in *Intake) publish(ctx context.Context, r Reference) error {
 	defer c.mu.Unlock()
 	in.note(r.Digest, 0, false)
 	if visible {
-		delete(c.staged, r.Digest)
+		delete(in.staged, r.Digest)
 		in.reserved -= r.Size
 		c.index.release(r.Size)
 		c.index.add(r.Digest, r.Size, c.now())
@@ -352,14 +357,13 @@ func (in *Intake) Close() {
 // end gives back what in has taken. c.mu is held.
 func (in *Intake) end() {
 	c := in.c
-	if !c.intakes[in] {
+	if c.intake != in {
 		return
 	}
-	delete(c.intakes, in)
+	c.intake = nil
 	c.index.release(in.reserved)
 	for dgst := range in.size {
-		if c.staged[dgst] == in {
-			delete(c.staged, dgst)
+		if in.staged[dgst] {
 			c.index.addPartial(dgst, in.has[dgst])
 		} else if e, ok := c.index.get(dgst); ok && e.gen == held {
 			c.index.hold(e, e.grip, c.index.gen)
@@ -371,12 +375,12 @@ func (in *Intake) end() {
 func (in *Intake) Discard() error {
 	in.c.mu.Lock()
 	defer in.c.mu.Unlock()
-	if !in.c.intakes[in] {
+	if in.c.intake != in {
 		return nil
 	}
 	var errs []error
 	for dgst, right := range in.right {
-		if !right || in.c.staged[dgst] != in {
+		if !right || !in.staged[dgst] {
 			continue
 		}
 		if err := in.c.store.Remove(Entry{Digest: dgst, Partial: true}); err != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -83,31 +82,6 @@ func hashOf(r io.Reader, a digest.Algorithm, pace func(n int) error) (digest.Dig
 			return "", err
 		}
 	}
-}
-
-// Stored is content that is stored whole, and what keeps it.
-type Stored struct {
-	Digest digest.Digest
-	Size   int64     // bytes
-	Used   time.Time // last, as far as that is recorded
-	Firm   bool      // pinned: it is never evicted
-	Soft   bool      // kept while there is anything else to evict
-}
-
-// Stored tells of all that is stored, what was not used for the longest time first, as it
-// is when it is called. It counts as no use.
-func (c *Cache) Stored() ([]Stored, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.index.ready || !c.index.pinned {
-		return nil, ErrNotReady
-	}
-	out := make([]Stored, 0, c.index.lru.Len())
-	for _, dgst := range c.index.lru.Keys() {
-		e, _ := c.index.get(dgst)
-		out = append(out, Stored{dgst, e.size, e.used, e.grip == firm, e.grip == soft})
-	}
-	return out, nil
 }
 
 // ErrPinned reports content that is pinned firmly.

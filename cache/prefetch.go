@@ -41,7 +41,7 @@ func (c *Cache) Prefetch(m *Manifest, src func(Reference) Source) {
 // wanted tells whether r is neither here nor arriving. c.mu is held.
 func (c *Cache) wanted(r Reference) bool {
 	_, here := c.index.get(r.Digest)
-	return !here && c.fills[r.Digest] == nil && c.staged[r.Digest] == nil
+	return !here && c.fills[r.Digest] == nil && !c.intake.awaits(r.Digest)
 }
 
 // prefetchNext begins what there is a place for. c.mu is held.

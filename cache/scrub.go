@@ -21,8 +21,8 @@ type ScrubOptions struct {
 	Progress func(ScrubReport)
 
 	// Wrong is told of content that is not what its digest says: with ErrMismatch it
-	// was removed, with another error it could not be read, and is still there. It may
-	// be nil.
+	// was removed, with fs.ErrNotExist somebody else had removed it, with another error
+	// it could not be read, and is still there. It may be nil.
 	Wrong func(ctx context.Context, dgst digest.Digest, size int64, err error)
 }
 
@@ -68,8 +68,7 @@ func (c *Cache) Scrub(ctx context.Context, o ScrubOptions) (ScrubReport, error) 
 		}
 		err = c.convict(ctx, dgst, err)
 		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			c.missing(dgst)
+		case errors.Is(err, fs.ErrNotExist) && !c.missing(dgst): // it was evicted or removed, as it may be
 		case ctx.Err() != nil && !errors.Is(err, ErrMismatch):
 			return report, context.Cause(ctx) // the second look was not made: it is looked at again
 		case err != nil && o.Wrong != nil:

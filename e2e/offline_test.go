@@ -347,7 +347,11 @@ func TestOthersReadABundle(t *testing.T) {
 				t.Errorf("%s: containerd has\n%s\nwant %s of %s", name, list, digest, ref)
 			}
 		}
-		command(t, nil, skopeo, "copy", "oci-archive:"+file+":docker.io/library/multi:1", "dir:"+t.TempDir())
+		archive := "oci-archive:" + file + ":docker.io/library/multi:1"
+		command(t, nil, skopeo, "copy", archive, "dir:"+t.TempDir())
+		if raw := command(t, nil, skopeo, "inspect", "--raw", archive); digestOf([]byte(raw)) != multi {
+			t.Errorf("%s: skopeo has %s, want %s", name, raw, multi)
+		}
 		command(t, nil, c.ctr, "--address", c.sock, "images", "remove", "docker.io/library/multi:1", "docker.io/library/app:1")
 	}
 }

@@ -150,6 +150,29 @@ func (c *Contents) Extent(ctx context.Context, dgst digest.Digest, platforms []s
 	return here, missing, err
 }
 
+// walk visits a manifest and all that it needs, as far as manifests that are here
+// tell. Of an index it visits the images of platforms, nil for all, and what is about
+// them.
+func (c *Contents) walk(ctx context.Context, root digest.Digest, platforms []string, visit func(d digest.Digest, manifest bool)) {
+	visit(root, true)
+	body, err := c.cache.Read(ctx, root, nil, oci.MaxManifest)
+	if err != nil {
+		return // what is not here tells nothing
+	}
+	d, err := oci.Describe(body)
+	if err != nil {
+		return
+	}
+	for _, r := range d.Refers {
+		switch {
+		case !d.Index:
+			visit(r.Digest, false)
+		case r.Platform == "" || oci.Wanted(platforms, r.Platform):
+			c.walk(ctx, r.Digest, nil, visit)
+		}
+	}
+}
+
 // Children are the images of an index that is here whose platforms are wanted, and
 // what is about them.
 func (c *Contents) Children(ctx context.Context, index digest.Digest, platforms []string) map[digest.Digest]bool {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"sync"
 	"time"
@@ -13,7 +14,6 @@ import (
 
 	"tidemark/audit"
 	"tidemark/cache"
-	"tidemark/proxy/oci"
 )
 
 // ScrubOptions configure a Scrubber. All are required.
@@ -54,7 +54,7 @@ type Finding struct {
 
 // What became of content that was found to be wrong.
 const (
-	Removed    = "removed"
+	Removed    = "removed" // or gone already: somebody deleted the file
 	Refilled   = "refilled"
 	Unreadable = "unreadable" // and still there: it is the disk that has trouble
 )
@@ -184,7 +184,7 @@ const refillTime = 10 * time.Minute
 // recorded.
 func (s *Scrubber) found(ctx context.Context, d digest.Digest, at home, wrong error) Finding {
 	f := Finding{d, Removed, wrong}
-	if !errors.Is(wrong, cache.ErrMismatch) {
+	if !errors.Is(wrong, cache.ErrMismatch) && !errors.Is(wrong, fs.ErrNotExist) {
 		f.Action = Unreadable
 	} else if at.ref != (audit.Ref{}) {
 		ctx, cancel := context.WithTimeout(ctx, refillTime)
@@ -233,27 +233,4 @@ func (s *Scrubber) homes(ctx context.Context) map[digest.Digest]home {
 		}
 	}
 	return out
-}
-
-// walk visits a manifest and all that it needs, as far as manifests that are here
-// tell. Of an index it visits the images of platforms, nil for all, and what is about
-// them.
-func (c *Contents) walk(ctx context.Context, root digest.Digest, platforms []string, visit func(d digest.Digest, manifest bool)) {
-	visit(root, true)
-	body, err := c.cache.Read(ctx, root, nil, oci.MaxManifest)
-	if err != nil {
-		return // what is not here tells nothing
-	}
-	d, err := oci.Describe(body)
-	if err != nil {
-		return
-	}
-	for _, r := range d.Refers {
-		switch {
-		case !d.Index:
-			visit(r.Digest, false)
-		case r.Platform == "" || oci.Wanted(platforms, r.Platform):
-			c.walk(ctx, r.Digest, nil, visit)
-		}
-	}
 }

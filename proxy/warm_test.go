@@ -106,7 +106,7 @@ func (m *mirror) tags(ctx context.Context, q audit.TagQuery) iter.Seq2[audit.Tag
 	return m.store.EachTag(ctx, q)
 }
 
-// A scrub finds what the disk has spoiled, fetches it again from where it came from,
+// A scrub finds what the disk has spoiled or somebody has deleted, fetches it again from where it came from,
 // and has it on the record; what nobody has any more is removed.
 func TestScrubRefills(t *testing.T) {
 	dir := t.TempDir()
@@ -126,22 +126,25 @@ func TestScrubRefills(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := os.Remove(filepath.Join(dir, "blobs/sha256", img.Config.Digest.Encoded())); err != nil {
+		t.Fatal(err)
+	}
 	s := proxy.NewScrubber(proxy.ScrubOptions{Contents: m.contents, Ledger: m.ledger, Memory: m.store, Tags: m.tags, Log: zerolog.New(io.Discard)})
 	before := len(audittest.Check(t, m.store))
 	report, findings, err := s.Scrub(t.Context(), 0, func(cache.ScrubReport) {})
-	if err != nil || report.Checked != 6 || len(findings) != 3 {
+	if err != nil || report.Checked != 6 || len(findings) != 4 {
 		t.Fatalf("%+v, %+v, %v", report, findings, err)
 	}
 	got := make(map[digest.Digest]string)
 	for _, f := range findings {
 		got[f.Digest] = f.Action
 	}
-	want := map[digest.Digest]string{img.Layers[0].Digest: proxy.Refilled, img.Manifest.Digest: proxy.Refilled, gone.Layers[0].Digest: proxy.Removed}
+	want := map[digest.Digest]string{img.Layers[0].Digest: proxy.Refilled, img.Manifest.Digest: proxy.Refilled, img.Config.Digest: proxy.Refilled, gone.Layers[0].Digest: proxy.Removed}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("found %v, want %v", got, want)
 	}
 	events := audittest.Check(t, m.store)[before:]
-	if len(events) != 3 {
+	if len(events) != 4 {
 		t.Fatalf("%d events, want one for each", len(events))
 	}
 	for _, e := range events {

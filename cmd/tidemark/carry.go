@@ -76,7 +76,7 @@ who imports it must have the rest.`,
 		if err := cl.exportFile(c, q, out); err != nil {
 			return err
 		}
-		return reportBundle(c, out, verifier, *asJSON)
+		return reportBundle(c, out, verifier, strings.TrimSpace(string(vkey)), *asJSON)
 	}
 	return c
 }
@@ -166,8 +166,9 @@ func (cl *client) export(c *cobra.Command, q admin.ExportRequest, w io.Writer) e
 	return nil
 }
 
-// reportBundle prints what is in a bundle that has just been written.
-func reportBundle(c *cobra.Command, path string, verifier note.Verifier, asJSON bool) error {
+// reportBundle prints what is in a bundle that has just been written, and by which key it
+// is signed.
+func reportBundle(c *cobra.Command, path string, verifier note.Verifier, vkey string, asJSON bool) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -181,21 +182,8 @@ func reportBundle(c *cobra.Command, path string, verifier note.Verifier, asJSON 
 		return printJSON(c, bundleReport(list))
 	}
 	printBundle(c.OutOrStdout(), list)
-	if vkey, err := keyIn(path); err == nil {
-		fmt.Fprintf(c.OutOrStdout(), "\nWho imports it for the first time needs the key of this log, by another way than the bundle's:\n  tidemark import %s --trust '%s'\n", path, vkey)
-	}
+	fmt.Fprintf(c.OutOrStdout(), "\nWho imports it for the first time needs the key of this log, by another way than the bundle's:\n  tidemark import %s --trust '%s'\n", path, vkey)
 	return nil
-}
-
-// keyIn is the key that a bundle has.
-func keyIn(path string) (vkey string, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	_, err = bundle.ReadContents(f, func(v string) (note.Verifier, error) { vkey = v; return note.NewVerifier(v) })
-	return vkey, err
 }
 
 // A BundleReport is what export and verify print of a bundle as JSON.

@@ -103,14 +103,19 @@ func printImages(out io.Writer, images []admin.Image) error {
 			fmt.Fprintf(w, "%s\t%s\t-\t-\tno image of such a platform\n", im.Ref, orNothing(short(im.Digest)))
 		}
 		for _, p := range im.Platforms {
-			name := p.Platform
-			if name == "" {
-				name = "?"
-			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", im.Ref, short(im.Digest), name, human(p.Bytes), missingText(p))
+			printRow(w, im.Ref, im.Digest, p)
 		}
 	}
 	return w.Flush()
+}
+
+// printRow prints the row of one platform of an image.
+func printRow(w io.Writer, ref string, d digest.Digest, p admin.Platform) {
+	name := p.Platform
+	if name == "" {
+		name = "?"
+	}
+	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", ref, short(d), printable(name), human(p.Bytes), missingText(p))
 }
 
 // missingText is what an image lacks, in a few words.

@@ -103,11 +103,7 @@ func printWarm(out io.Writer, warmed warming) error {
 	fmt.Fprintln(w, "REF\tDIGEST\tPLATFORM\tHERE\tMISSING")
 	for _, im := range warmed.images {
 		for _, p := range im.Platforms {
-			name := p.Platform
-			if name == "" {
-				name = "?"
-			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", im.Ref, short(im.Digest), printable(name), human(p.Bytes), missingText(p))
+			printRow(w, im.Ref, im.Digest, p)
 		}
 		if im.Error != "" {
 			fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", im.Ref, orNothing(short(im.Digest)), printable(im.Error))

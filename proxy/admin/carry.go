@@ -2,11 +2,11 @@ package admin
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -258,8 +258,8 @@ func (h *Handler) moment(q url.Values) (m audit.Moment, err error) {
 	case asof != "" && at != "", asof == "" && at == "":
 		return m, badRequest("asof, a date or a time, or at, an index, is needed")
 	case at != "":
-		var n int64
-		if err := json.Unmarshal([]byte(at), &n); err != nil || n < 0 {
+		n, err := strconv.ParseInt(at, 10, 64)
+		if err != nil || n < 0 {
 			return m, badRequest("at %.50q is not an index", at)
 		}
 		return audit.AtIndex(n), nil

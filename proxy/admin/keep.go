@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -169,19 +170,16 @@ func (h *Handler) touch(f func(context.Context, Target) (Touched, error)) http.H
 			return nil, err
 		}
 		var err error
-		if t.Digest, err = digest.Parse(t.Target); err != nil {
-			if t.Digest = ""; len(t.Target) > 6 && t.Target[:7] == "sha256:" {
-				return nil, badRequest("target %.200q is not a digest: %v", t.Target, err)
-			}
-			if t.Ref, err = audit.ParseRef(t.Target); err != nil {
-				return nil, badRequest("target is neither a digest nor a ref: %v", err)
-			}
+		if strings.HasPrefix(t.Target, "sha256:") || strings.HasPrefix(t.Target, "sha512:") {
+			t.Digest, err = parseDigest("target", t.Target)
+		} else if t.Ref, err = audit.ParseRef(t.Target); err != nil {
+			err = badRequest("target is neither a digest nor a ref: %v", err)
 		}
-		if len(t.Platforms) == 0 {
-			t.Platforms = nil
+		if err != nil {
+			return nil, err
 		}
-		if err := h.o.CheckPlatforms(t.Platforms); err != nil {
-			return nil, badRequest("platforms: %v", err)
+		if err := h.platforms(&t.Platforms); err != nil {
+			return nil, err
 		}
 		out, err := f(r.Context(), t)
 		out.Digests, out.Missing, out.Kept = nonNil(out.Digests), nonNil(out.Missing), nonNil(out.Kept)
