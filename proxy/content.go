@@ -38,7 +38,7 @@ func NewContents(upstreams map[string]*upstream.Upstream, c *cache.Cache, note N
 func (c *Contents) repository(ref audit.Ref) (repository, error) {
 	up := c.upstreams[ref.Upstream]
 	if up == nil {
-		return repository{}, fmt.Errorf("%s is not a configured upstream any more", ref.Upstream)
+		return repository{}, fmt.Errorf("%s is not a configured upstream", ref.Upstream)
 	}
 	return repository{Target: route.Target{Upstream: ref.Upstream, Repository: ref.Repository}, upstream: up, cache: c.cache, referrer: func(r repository, manifest []byte) { noteReferrer(c.note, r, manifest) }}, nil
 }

@@ -218,8 +218,13 @@ func claims(t *testing.T, open func() Store) {
 	if st, err := s.State(t.Context(), Ref("1")); err != nil || st.Known() {
 		t.Errorf("what upstream says of its past made the ref known: %+v, %v", st, err)
 	}
-	if names, err := s.TagNamesAt(t.Context(), "docker.io", "library/app", audit.AtTime(start)); err != nil || len(names) != 0 {
-		t.Errorf("tags: %v, %v", names, err)
+	for at, want := range map[time.Time]int{ended.Add(-2 * time.Hour): 0, ended.Add(-time.Minute): 1, start: 1} {
+		if names, err := s.TagNamesAt(t.Context(), "docker.io", "library/app", audit.AtTime(at)); err != nil || len(names) != want {
+			t.Errorf("tags at %s: %v, %v; want %d", at, names, err, want)
+		}
+	}
+	if names, err := s.TagNamesAt(t.Context(), "docker.io", "library/app", audit.AtIndex(0)); err != nil || len(names) != 0 {
+		t.Errorf("tags after the entry that brought the claims: %v, %v", names, err)
 	}
 	c, err := s.Chronicle(t.Context(), Ref("1"))
 	if err != nil || len(c.Claims) != 2 || c.Size != 1 {

@@ -376,15 +376,19 @@ func (s *Store) wantedRefs(ctx context.Context, from map[audit.Ref]int64) (strin
 }
 
 // TagNamesAt returns the tags of one repository that had been seen at a moment and
-// were not deleted then, sorted.
+// were not deleted then, sorted; at a time with those that others say there were before
+// they were seen here.
 func (s *Store) TagNamesAt(ctx context.Context, upstream, repository string, m audit.Moment) ([]string, error) {
-	began, lasts := "i.leaf_idx <= ?3", "(e.idx IS NULL OR e.idx > ?3)"
+	began, lasts, claimed := "i.leaf_idx <= ?3", "(e.idx IS NULL OR e.idx > ?3)", ""
 	point, ok := m.Index()
 	if at, byTime := m.Time(); !ok && byTime {
 		began, lasts, point = "i.first_seen <= ?3", "(i.ended IS NULL OR i.ended > ?3)", millis(at)
+		claimed = `UNION SELECT r.tag FROM ref r JOIN tag_claim c ON c.ref_id = r.id WHERE r.upstream = ?1 AND r.repository = ?2
+			AND (c.served = 1 OR c.basis = '` + audit.Asserted + `') AND c.since <= ?3 AND (c.until IS NULL OR c.until > ?3)
+			AND NOT EXISTS (SELECT 1 FROM tag_interval i WHERE i.ref_id = r.id AND i.first_seen <= ?3)`
 	}
 	rows, err := s.read.QueryContext(ctx, `SELECT DISTINCT r.tag FROM ref r JOIN tag_interval i ON i.ref_id = r.id LEFT JOIN log_leaf e ON e.event_id = i.end_event
-		WHERE r.upstream = ?1 AND r.repository = ?2 AND `+began+` AND `+lasts+` ORDER BY r.tag`, upstream, repository, point)
+		WHERE r.upstream = ?1 AND r.repository = ?2 AND `+began+` AND `+lasts+" "+claimed+" ORDER BY 1", upstream, repository, point)
 	if err != nil {
 		return nil, err
 	}

@@ -77,6 +77,11 @@ func (i images) Pin(ctx context.Context, t admin.Target) (admin.Touched, error) 
 			return admin.Touched{}, fmt.Errorf("%s is not here: pull it, or tidemark warm the image that needs it, and pin it then", d)
 		}
 	}
+	if im, err := i.s.contents.Image(ctx, d, t.Platforms, false); err != nil {
+		return admin.Touched{}, err
+	} else if t.Platforms != nil && len(im.Platforms) == 0 {
+		return admin.Touched{}, &admin.Error{Status: http.StatusConflict, Code: "no_platform", Message: fmt.Sprintf("%s has no image for %s", t.Target, strings.Join(t.Platforms, ", "))}
+	}
 	out, err := i.extent(ctx, d, t.Platforms)
 	if err != nil {
 		return admin.Touched{}, err

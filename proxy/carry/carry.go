@@ -143,7 +143,9 @@ func (c *Carrier) gather(ctx context.Context, root digest.Digest, platforms []st
 		return p, nil, err
 	}
 	if !d.Index {
-		c.blobs(p, d)
+		if c.blobs(p, d); len(p.missing) == 0 && !c.isFor(ctx, d, platforms) {
+			return p, []string{}, nil
+		}
 		return p, nil, nil
 	}
 	whole := platforms == nil
@@ -170,6 +172,20 @@ func (c *Carrier) gather(ctx context.Context, root digest.Digest, platforms []st
 		return p, nil, nil
 	}
 	return p, taken, nil
+}
+
+// isFor tells whether an image that is no index is for platforms. One that does not tell
+// is for all.
+func (c *Carrier) isFor(ctx context.Context, d oci.Description, platforms []string) bool {
+	if platforms == nil || len(d.Refers) == 0 {
+		return true
+	}
+	config, err := c.o.Cache.Read(ctx, d.Refers[0].Digest, nil, oci.MaxManifest)
+	if err != nil {
+		return true // it is no configuration
+	}
+	platform := oci.PlatformOf(config)
+	return platform == "" || oci.Wanted(platforms, platform)
 }
 
 func hasPlatforms(d oci.Description) bool {

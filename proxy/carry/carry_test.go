@@ -315,6 +315,11 @@ func TestImagesAreCarried(t *testing.T) {
 	}
 	to.sound()
 
+	// The first bundle once more is older than what is here, and changes nothing.
+	if in, err := to.carrier.Import(t.Context(), bytes.NewReader(monday), ""); err != nil || !in.Already || in.Refs[0].Became != audit.CarriedOlder || to.serves("app:1") != moved.Manifest.Digest {
+		t.Errorf("the first once more: %+v, %v", in, err)
+	}
+
 	// An index instead of a bundle: what was served after that entry is taken to be there.
 	q.Since = &carry.Since{LogSize: since(t, monday, key).LogSize}
 	byIndex := from.export(q)
@@ -359,6 +364,11 @@ func TestAnExportIsWhole(t *testing.T) {
 	}
 	if _, err := from.carrier.Export(t.Context(), &b, carry.Request{Refs: refs[:1], Platforms: []string{"windows/amd64"}}); !errors.As(err, &unfit) || b.Len() != 0 {
 		t.Errorf("a platform that there is not: %v", err)
+	}
+	up.Push("library/amd", "1", upstreamtest.NewImage("for amd64"))
+	from.warm("amd:1")
+	if _, err := from.carrier.Export(t.Context(), &b, carry.Request{Refs: []audit.Ref{ref("amd:1")}, Platforms: []string{"linux/arm64"}}); !errors.As(err, &unfit) || !strings.Contains(err.Error(), "no image for linux/arm64") {
+		t.Errorf("an image of another platform: %v", err)
 	}
 	packed := from.export(carry.Request{Refs: refs[:1], Platforms: []string{"linux/amd64"}})
 	to := newPlace(t, nil, settings{})

@@ -86,7 +86,18 @@ func (c *Carrier) Import(ctx context.Context, r io.Reader, trust string) (Import
 	for _, ref := range cargo.Refs {
 		what := became[ref.Ref]
 		if out.Already {
-			what = audit.CarriedSame
+			st, err := c.o.Store.State(ctx, ref.Ref)
+			if err != nil {
+				return Imported{}, err
+			}
+			switch ref.Digest {
+			case st.Served:
+				what = audit.CarriedSame
+			case st.Head:
+				what = audit.CarriedHeld
+			default:
+				what = audit.CarriedOlder
+			}
 		}
 		out.Refs = append(out.Refs, ImportedRef{ref.Ref.String(), ref.Digest, what})
 	}
