@@ -121,7 +121,7 @@ type Evidence struct {
 	AcceptProfile string   `json:"accept_profile"`
 	Identity      string   `json:"identity,omitempty"` // as whom upstream was asked: anonymous, or a short hash of the user's name
 	Edge          string   `json:"edge,omitempty"`     // which of upstream's machines answered, as it said itself
-	Trigger       string   `json:"trigger"`            // what asked: pull, push, warm or import
+	Trigger       string   `json:"trigger"`            // what asked: pull, poll, push, warm or import
 }
 
 // TriggerImport is the trigger of what was not asked, but carried here in a bundle.

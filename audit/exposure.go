@@ -34,6 +34,12 @@ type Visit struct {
 	Fetched    bool   // the manifest was sent
 }
 
+// Pulled is a ref that clients resolved lately.
+type Pulled struct {
+	Ref     Ref
+	Clients int // different addresses
+}
+
 // An ExposureStore keeps exposures.
 type ExposureStore interface {
 	// AddExposures adds to what is kept of the same digest, client, user and ref.

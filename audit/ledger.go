@@ -266,14 +266,7 @@ func (l *Ledger) Resolve(ctx context.Context, ref Ref, ask Ask) (Answer, error) 
 	if rule := l.policy.Load().Rule(ref); rule.Mode == Deny {
 		return servable(ref, Answer{Rule: rule}) // nobody is asked
 	}
-	// The ask is everybody's: it goes on when the one who caused it leaves.
-	ch := l.flights.DoChan(ref.String(), func() (any, error) {
-		l.wg.Add(1)
-		defer l.wg.Done()
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.askTimeout)
-		defer cancel()
-		return l.refresh(ctx, ref, ask)
-	})
+	ch := l.fly(ctx, ref, ask)
 	if l.background {
 		s, _, err := l.known(ctx, ref)
 		if err == nil && s.Known() {
@@ -316,6 +309,42 @@ func (l *Ledger) Ask(ctx context.Context, ref Ref, ask Ask) (Answer, error) {
 		return Answer{}, err
 	}
 	return servable(ref, a)
+}
+
+// Watch is Resolve for one who asks on a schedule: an answer that somebody else got
+// within TTL will do, and otherwise upstream is asked, whatever refresh the pulls
+// are given.
+func (l *Ledger) Watch(ctx context.Context, ref Ref, ask Ask) (Answer, error) {
+	l.mu.Lock()
+	r, ok := l.recent.Get(ref)
+	l.mu.Unlock()
+	if ok && r.fresh(l.now(), l.ttl) {
+		return Answer{State: r.state, Rule: r.rule}, nil
+	}
+	if rule := l.policy.Load().Rule(ref); rule.Mode == Deny {
+		return servable(ref, Answer{Rule: rule}) // nobody is asked
+	}
+	select {
+	case res := <-l.fly(ctx, ref, ask):
+		if res.Err != nil {
+			return Answer{}, res.Err
+		}
+		return res.Val.(Answer), nil
+	case <-ctx.Done():
+		return Answer{}, context.Cause(ctx)
+	}
+}
+
+// fly asks upstream about ref, or joins who does. The ask is everybody's: it goes
+// on when the one who caused it leaves.
+func (l *Ledger) fly(ctx context.Context, ref Ref, ask Ask) <-chan singleflight.Result {
+	return l.flights.DoChan(ref.String(), func() (any, error) {
+		l.wg.Add(1)
+		defer l.wg.Done()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.askTimeout)
+		defer cancel()
+		return l.refresh(ctx, ref, ask)
+	})
 }
 
 // servable refuses an answer that has nothing to serve.

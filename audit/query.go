@@ -135,15 +135,18 @@ func ParseGlob(pattern string) (Glob, error) {
 	return Glob{pattern, re}, nil
 }
 
-// possible tells whether the pattern can stand for a whole ref at all: one has an
+// Possible tells whether the pattern can stand for a whole ref at all: one has an
 // upstream, a repository and a tag.
-func (g Glob) possible() bool {
+func (g Glob) Possible() bool {
 	if strings.Contains(g.pattern, "**") {
 		return true
 	}
 	repository, _, tagged := strings.Cut(g.pattern, ":")
 	return tagged && strings.Contains(repository, "/")
 }
+
+// String is the pattern as it was written.
+func (g Glob) String() string { return g.pattern }
 
 // Prefix is what every ref that the pattern stands for begins with.
 func (g Glob) Prefix() string {

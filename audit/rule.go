@@ -184,7 +184,7 @@ func Compile(text PolicyText) (*Policy, []PolicyError) {
 func reachable(t RuleText, before []RuleText, upstreams []string) string {
 	if g, err := ParseGlob(t.Match); err != nil {
 		return "" // told as what it is
-	} else if !g.possible() {
+	} else if !g.Possible() {
 		return fmt.Sprintf("%q matches no whole reference, which is upstream/repository:tag, such as docker.io/library/nginx:1.27", t.Match)
 	}
 	if rest, ok := strings.CutPrefix(t.Match, "docker.io/"); ok {

@@ -27,6 +27,7 @@ type Config struct {
 	Tags  Tags  `yaml:"tags"`
 	Cache Cache `yaml:"cache"`
 	Audit Audit `yaml:"audit"`
+	Watch Watch `yaml:"watch"`
 }
 
 // Registry is the address that clients are pointed at.
@@ -249,7 +250,7 @@ type Audit struct {
 	// deleted.
 	DeleteAfter DeleteAfter `yaml:"delete_after"`
 
-	// GapFactor times 15m without an answer is a gap, which is recorded.
+	// GapFactor times watch.interval without an answer is a gap, which is recorded.
 	GapFactor int `yaml:"gap_factor"`
 
 	// Gaps is tell (with a warning in the answer) or refuse, when a pull as of a time is
@@ -320,6 +321,26 @@ type DeleteAfter struct {
 	Over Duration `yaml:"over"`
 }
 
+// Watch says which tags are asked about although nobody pulls them. They are asked
+// about with HEAD, which rate limits do not count, and never more often than
+// leaves the clients of this mirror their share of an upstream's limit.
+type Watch struct {
+	// Interval is how often a tag is asked about of which nothing is known yet; one
+	// that moves often is asked about more often, one that stands still less.
+	Interval Duration `yaml:"interval"`
+	// Floor is the shortest time between two questions.
+	Floor Duration `yaml:"floor"`
+	// Ceiling is the longest.
+	Ceiling Duration `yaml:"ceiling"`
+	// Refs are references, or patterns of them: ? and * stand for characters within a
+	// component, ** for any. Tags are found in upstream's list, repositories among those
+	// that are known here.
+	Refs []string `yaml:"refs"`
+	// Seen watches every tag that a client pulled in the last 30 days, too; not with
+	// registry.auth.mode passthrough, where only clients may know what they pull.
+	Seen bool `yaml:"seen"`
+}
+
 // Publish is a place that checkpoints are copied to.
 type Publish struct {
 	// Type is file or webhook.
@@ -352,6 +373,7 @@ func Default() *Config {
 		DefaultUpstream: "docker.io",
 		Tags:            Tags{TTL: Duration(60 * time.Second), Refresh: RefreshBlocking},
 		Cache:           Cache{MaxBytes: Size{Percent: 80}, MinFree: Size{Bytes: 1 << 30}, Prefetch: true, Scrub: Scrub{Every: Duration(30 * 24 * time.Hour), Rate: Size{Bytes: 32 << 20}}},
+		Watch:           Watch{Interval: Duration(15 * time.Minute), Floor: Duration(time.Minute), Ceiling: Duration(24 * time.Hour), Seen: true},
 		Audit: Audit{
 			Keep: Keep{Digests: 5, Days: 90}, FlapWindow: Duration(15 * time.Minute),
 			DeleteAfter: DeleteAfter{Observations: 3, Over: Duration(time.Hour)}, GapFactor: 3, Gaps: GapsTell, ExposureKeep: Duration(90 * 24 * time.Hour),

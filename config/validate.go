@@ -45,6 +45,7 @@ func (c *Config) validate(d *decoder) {
 		d.fail("cache.min_free", nil, "a cache that leaves everything free keeps nothing")
 	}
 	c.validateAudit(d)
+	c.Watch.validate(d)
 	if o := c.Audit.Origin; o != "" && !originGrammar.MatchString(o) {
 		d.fail("audit.origin", nil, "%q is not a name such as tidemark.example/prod: no spaces, no +", o)
 	}
@@ -86,6 +87,20 @@ func (c *Config) validateAudit(d *decoder) {
 			d.fail(path, nil, "is the same place as audit.publish[%d]", before)
 		}
 		seen[place] = i
+	}
+}
+
+func (w *Watch) validate(d *decoder) {
+	for _, t := range []struct {
+		key string
+		d   Duration
+	}{{"interval", w.Interval}, {"floor", w.Floor}, {"ceiling", w.Ceiling}} {
+		if t.d == 0 {
+			d.fail("watch."+t.key, nil, "want a time such as 15m; to watch nothing, leave watch.refs out and set watch.seen to false")
+		}
+	}
+	if w.Floor > w.Ceiling {
+		d.fail("watch.floor", nil, "%v is more than watch.ceiling, %v", w.Floor, w.Ceiling)
 	}
 }
 

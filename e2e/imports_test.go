@@ -34,6 +34,7 @@ var mayImport = map[string]string{
 	"proxy/front":                 "proxy/ca",
 	"proxy/intercept":             "proxy/ca",
 	"proxy/admin":                 "audit audit/diff audit/taglog cache",
+	"proxy/watch":                 "audit",
 	"proxy/carry":                 "audit audit/bundle cache proxy/oci",
 }
 

@@ -14,16 +14,13 @@ import (
 	"tidemark/proxy/front"
 )
 
-// watchInterval is what audit.gap_factor is a multiple of.
-const watchInterval = 15 * time.Minute
-
 // policyOf compiles the policy that a configuration writes.
 func policyOf(c *config.Config) (*audit.Policy, []audit.PolicyError) {
 	a := c.Audit
 	text := audit.PolicyText{
 		Preset: a.Preset, FlapWindow: time.Duration(a.FlapWindow),
 		DeleteObservations: a.DeleteAfter.Observations, DeleteOver: time.Duration(a.DeleteAfter.Over),
-		GapAfter: time.Duration(a.GapFactor) * watchInterval,
+		GapAfter: time.Duration(a.GapFactor) * time.Duration(c.Watch.Interval),
 	}
 	for _, r := range a.Rules {
 		text.Rules = append(text.Rules, audit.RuleText{
@@ -56,6 +53,9 @@ func checkPolicy(c *config.Config, fail func(path, message string)) {
 // checkFiles looks at files whose content package config knows nothing of.
 func checkFiles(c *config.Config, fail func(path, message string)) {
 	checkPolicy(c, fail)
+	if _, err := watched(c); err != nil {
+		fail("watch.refs", err.Error())
+	}
 	r := c.Registry
 	if r.Auth.Mode == config.AuthBasic && r.Auth.HtpasswdFile != "" {
 		if _, err := front.OpenHtpasswd(r.Auth.HtpasswdFile, zerolog.Nop()); err != nil && !errors.Is(err, fs.ErrNotExist) {

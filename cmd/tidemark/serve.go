@@ -193,9 +193,13 @@ func (s *server) Run(ctx context.Context) error {
 	defer stopBehind()
 
 	var behind errgroup.Group
-	for _, run := range []func(context.Context) error{
+	runs := []func(context.Context) error{
 		s.cache.Run, s.ledger.Run, s.exposures.Run, s.conditions.Run, s.keeper.Run, s.snapshots.Run, s.scrubber.Run,
-	} {
+	}
+	if s.watcher != nil {
+		runs = append(runs, s.watcher.Run)
+	}
+	for _, run := range runs {
 		behind.Go(func() error {
 			defer stop() // none of them ends by itself
 			return run(behindCtx)

@@ -31,6 +31,7 @@ import (
 	"tidemark/proxy/oci"
 	"tidemark/proxy/route"
 	"tidemark/proxy/upstream"
+	"tidemark/proxy/watch"
 )
 
 // A server is all rooms, joined. wire makes it, Run runs it, Close lets go of
@@ -60,6 +61,7 @@ type server struct {
 	carrier  *carry.Carrier
 	scrubber *proxy.Scrubber
 	keeper   *proxy.Keeper
+	watcher  *watch.Watcher // nil when nothing is watched
 	events   *admin.Events
 
 	internal *front.Internal // nil unless registry.tls.mode is internal
@@ -109,6 +111,9 @@ func wire(ctx context.Context, cfg *config.Config, log zerolog.Logger) (_ *serve
 		Contents: s.contents, Ledger: s.ledger, Memory: s.store, Tags: s.store.EachTag,
 		Every: time.Duration(cfg.Cache.Scrub.Every), Rate: cfg.Cache.Scrub.Rate.Bytes, Log: s.log,
 	})
+	if err := s.wireWatcher(upstreams); err != nil {
+		return nil, err
+	}
 	if err := s.wireRegistry(ctx, upstreams, table, metrics); err != nil {
 		return nil, err
 	}
@@ -357,7 +362,7 @@ func loginHosts(name string, endpoints []*url.URL) []string {
 
 func (s *server) wireAdmin(upstreams map[string]*upstream.Upstream, table *route.Table, metrics *admin.Metrics) error {
 	status := func() []admin.UpstreamStatus { return s.upstreamStatus(upstreams) }
-	metrics.Watch(admin.Sources{Cache: s.cache.Stats, Upstreams: status, Tree: s.store.Tree, UnsignedSince: s.signer.UnsignedSince, HeldRefs: s.store.HeldRefs})
+	metrics.Watch(admin.Sources{Cache: s.cache.Stats, Upstreams: status, Tree: s.store.Tree, UnsignedSince: s.signer.UnsignedSince, HeldRefs: s.store.HeldRefs, Lag: s.lag})
 	o := admin.Options{
 		Version: version(), Started: time.Now(), Origin: s.origin, Token: string(s.cfg.Admin.Token),
 		Cache: s.cache, Views: s.store, Entries: s.store, Ledger: s.ledger, Contents: s.contents, Signer: s.signer, Metrics: metrics, Events: s.events,

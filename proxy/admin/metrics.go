@@ -93,6 +93,7 @@ type Sources struct {
 	Tree          func(context.Context) (tlog.Tree, error)
 	UnsignedSince func() time.Time
 	HeldRefs      func(context.Context) (int64, error)
+	Lag           func() time.Duration
 }
 
 // Watch adds the series that others count.
@@ -114,13 +115,14 @@ var (
 	fillFailures = desc("fill_failures_total", "Downloads that did not end with stored content.", "reason")
 	rateLimit    = desc("upstream_ratelimit_remaining", "What an upstream said is left of its rate limit.", "upstream")
 	heldRefs     = desc("held_refs", "Tags of which something is held back, by a rule or by hand.")
+	lag          = desc("observation_lag_seconds", "Time by which the most overdue question about a watched tag is late.")
 	logSize      = desc("log_size", "Entries of the ledger.")
 	logUnsigned  = desc("log_unsigned_seconds", "Time since the ledger grew beyond its last checkpoint, 0 if it did not.")
 )
 
 // Describe implements prometheus.Collector.
 func (w watched) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{cacheBytes, cacheBlobs, cacheEvicted, cacheOldest, fillsActive, fillFailures, rateLimit, heldRefs, logSize, logUnsigned} {
+	for _, d := range []*prometheus.Desc{cacheBytes, cacheBlobs, cacheEvicted, cacheOldest, fillsActive, fillFailures, rateLimit, heldRefs, lag, logSize, logUnsigned} {
 		ch <- d
 	}
 }
@@ -157,6 +159,7 @@ func (w watched) Collect(ch chan<- prometheus.Metric) {
 	} else {
 		gauge(logSize, float64(tree.N))
 	}
+	gauge(lag, w.Lag().Seconds())
 	gauge(logUnsigned, since(w.UnsignedSince()))
 }
 

@@ -71,6 +71,9 @@ func (e *Error) Condition() string {
 	return ""
 }
 
+// Wait is for how long upstream asked not to be asked, 0 if it did not.
+func (e *Error) Wait() time.Duration { return e.RetryAfter }
+
 // Is makes upstream's 404 the fs.ErrNotExist that every room understands.
 func (e *Error) Is(target error) bool {
 	return target == fs.ErrNotExist && e.Status == http.StatusNotFound

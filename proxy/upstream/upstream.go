@@ -74,6 +74,7 @@ type registry struct {
 	missing missing // what upstream lately said it does not have
 
 	remaining atomic.Int64 // last ratelimit-remaining plus one; 0 when never told
+	limit     atomic.Int64 // last ratelimit-limit; 0 when never told
 	clock     atomic.Int64 // by how much upstream's clock was ahead at its last answer, in ns; 0 when never told
 
 	mu        sync.Mutex
@@ -169,13 +170,14 @@ type Health struct {
 	Healthy            bool
 	LastError          string
 	RateLimitRemaining int64 // -1 when upstream does not tell
+	RateLimit          int64 // what there is when nothing was used; 0 when upstream does not tell
 }
 
 // Health tells how the upstream is doing, without asking it.
 func (u *Upstream) Health() Health {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return Health{time.Duration(u.clock.Load()), u.lastError == "", u.lastError, u.remaining.Load() - 1}
+	return Health{time.Duration(u.clock.Load()), u.lastError == "", u.lastError, u.remaining.Load() - 1, u.limit.Load()}
 }
 
 // A Manifest is a manifest as upstream sent it, or, after a HEAD, what upstream
@@ -495,10 +497,10 @@ func (u *Upstream) ask(ctx context.Context, probe probe, e *endpoint, method, pa
 	if t, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
 		u.clock.Store(int64(time.Until(t)))
 	}
-	if n, _, _ := strings.Cut(resp.Header.Get("Ratelimit-Remaining"), ";"); n != "" && u.caller == "" {
-		if n, err := strconv.ParseInt(n, 10, 64); err == nil && n >= 0 {
-			u.remaining.Store(n + 1)
-		}
+	if n, ok := rateLimit(resp.Header, "Ratelimit-Remaining"); ok && u.caller == "" {
+		u.remaining.Store(n + 1)
+		n, _ = rateLimit(resp.Header, "Ratelimit-Limit")
+		u.limit.Store(n)
 	}
 	if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent {
 		e.breaker.done(probe, false, nil, u.caller != "")
@@ -508,6 +510,13 @@ func (u *Upstream) ask(ctx context.Context, probe probe, e *endpoint, method, pa
 	ue := u.refusal(resp, op)
 	e.breaker.done(probe, hasLeft(ctx), ue, u.caller != "")
 	return nil, ue
+}
+
+// rateLimit reads a number such as 100;w=21600, as the Hub tells its limits.
+func rateLimit(h http.Header, key string) (n int64, ok bool) {
+	text, _, _ := strings.Cut(h.Get(key), ";")
+	n, err := strconv.ParseInt(text, 10, 64)
+	return max(0, n), err == nil && n >= 0
 }
 
 // hasLeft tells whether whoever asked does not wait any more, of his own accord.
