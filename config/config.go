@@ -334,7 +334,7 @@ type Watch struct {
 	Ceiling Duration `yaml:"ceiling"`
 	// Refs are references, or patterns of them: ? and * stand for characters within a
 	// component, ** for any. Tags are found in upstream's list, repositories among those
-	// that are known here.
+	// that are known here: docker.io/library/nginx:1.27, quay.io/prometheus/*:latest.
 	Refs []string `yaml:"refs"`
 	// Seen watches every tag that a client pulled in the last 30 days, too; not with
 	// registry.auth.mode passthrough, where only clients may know what they pull.

@@ -246,7 +246,7 @@ func BenchmarkLargeLedger(b *testing.B) {
 // makeLedger writes the ledger of refs that moved, until there are so many events.
 // It writes the rows itself, in one transaction: a million of them that survive a
 // power cut each would take the better part of an hour.
-func makeLedger(b *testing.B, data string, refs, events int) {
+func makeLedger(b testing.TB, data string, refs, events int) {
 	b.Helper()
 	check := func(err error) {
 		if err != nil {
@@ -329,7 +329,7 @@ func makeLedger(b *testing.B, data string, refs, events int) {
 }
 
 // residentMiB is the memory of a process as the kernel counts it.
-func residentMiB(b *testing.B, pid int) float64 {
+func residentMiB(b testing.TB, pid int) float64 {
 	b.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {

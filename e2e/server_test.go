@@ -183,6 +183,9 @@ func (s *server) get(path string) (*http.Response, []byte, error) {
 
 // config is a configuration with one upstream, docker.io, at an address.
 func config(data, endpoint string, more ...string) string {
+	if !strings.Contains(strings.Join(more, "\n"), "watch:") {
+		more = append(more, "watch: {seen: false}") // tests count what is asked upstream
+	}
 	return fmt.Sprintf(`data: %s
 registry: {listen: "127.0.0.1:0"}
 admin: {listen: "127.0.0.1:0"}
