@@ -44,12 +44,13 @@ const (
 	Snapshot     Type = "audit.snapshot"        // a commitment to what all refs mean
 	Action       Type = "operator.action"       // somebody decided something
 	Forked       Type = "log.forked"            // the log goes on under a new origin
+	DeadLetter   Type = "notify.dead_letter"    // a sink could not be told of something
 )
 
 var types = map[Type]bool{
 	FirstSeen: true, Moved: true, Reverted: true, Repackaged: true, Restored: true, Deleted: true,
 	Held: true, Released: true, Rejected: true, Withdrawn: true, Violation: true, Starved: true, Flapping: true,
-	Inconsistent: true, Gap: true, Snapshot: true, Action: true, Forked: true,
+	Inconsistent: true, Gap: true, Snapshot: true, Action: true, Forked: true, DeadLetter: true,
 }
 
 // Known tells whether t is a type that this version writes.
@@ -94,8 +95,14 @@ type Event struct {
 	Gap      *Blind       `json:"gap,omitempty"`
 	Snapshot *Commitment  `json:"snapshot,omitempty"`
 	Fork     *ForkedTrees `json:"fork,omitempty"`
+	Dead     *Undelivered `json:"dead,omitempty"`
 
 	Policy Effect `json:"policy,omitzero"`
+
+	// Recipients are who is to be told. Flapped is the move that this one takes back so
+	// soon (AUDIT.md, R4) that a sink that was not told of it yet is told of neither.
+	Recipients []Recipient `json:"-"`
+	Flapped    uuid.UUID   `json:"-"`
 }
 
 // Content is what a ref meant on one side of an event.
@@ -184,6 +191,14 @@ type Commitment struct {
 	Size      int64         `json:"size"`
 	Refs      int64         `json:"refs"`
 	Exposures digest.Digest `json:"exposures"` // of the listing of who pulled what, which is kept for a while only
+}
+
+// Undelivered is a message that a sink never took.
+type Undelivered struct {
+	Sink     string  `json:"sink"`
+	Entries  []int64 `json:"entries"` // of the log, that it was about: the first hundred
+	Attempts int     `json:"attempts"`
+	Error    string  `json:"error"` // the last one
 }
 
 // ForkedTrees are what was signed last under the old origin, and what the log

@@ -69,6 +69,9 @@ type Options struct {
 	// before anyone is answered by it.
 	Recorded func(index int64, e Event)
 
+	// Notify, if set, says who is to be told of an event. It must not wait for anything.
+	Notify func(Event) []Recipient
+
 	// Answered, if set, is told of every question to an upstream how it ended.
 	Answered func(ref Ref, err error)
 
@@ -89,6 +92,7 @@ type Ledger struct {
 	background bool
 	askTimeout time.Duration
 	recorded   func(int64, Event)
+	notify     func(Event) []Recipient
 	answered   func(Ref, error)
 	now        func() time.Time
 	log        zerolog.Logger
@@ -135,7 +139,7 @@ func New(o Options) *Ledger {
 	}
 	l := &Ledger{
 		store: o.Store, memory: o.Memory, compare: o.Compare, ttl: o.TTL, background: o.Background, askTimeout: o.AskTimeout,
-		recorded: o.Recorded, answered: o.Answered, now: o.Now, log: o.Log,
+		recorded: o.Recorded, notify: o.Notify, answered: o.Answered, now: o.Now, log: o.Log,
 		recent: lru, confirmed: make(map[Ref]time.Time),
 	}
 	l.policy.Store(o.Policy)
@@ -147,6 +151,9 @@ func New(o Options) *Ledger {
 	}
 	if l.askTimeout == 0 {
 		l.askTimeout = 30 * time.Second
+	}
+	if l.notify == nil {
+		l.notify = func(Event) []Recipient { return nil }
 	}
 	if l.recorded == nil {
 		l.recorded = func(int64, Event) {}
@@ -522,6 +529,9 @@ func (l *Ledger) advance(ctx context.Context, ref Ref, known State, next func(*P
 			return s, nil, err
 		}
 		Identify(&s, events)
+		for i := range events {
+			events[i].Recipients = l.notify(events[i])
+		}
 		return s, events, nil
 	})
 	if err != nil {
@@ -557,10 +567,16 @@ func (l *Ledger) append(ctx context.Context, e Event) error {
 	return l.commit(ctx, e, func(ctx context.Context) (int64, error) { return l.store.Append(ctx, e) })
 }
 
+// Undelivered records that a sink never took a message.
+func (l *Ledger) Undelivered(ctx context.Context, u Undelivered) error {
+	return l.append(ctx, Event{Type: DeadLetter, Dead: &u})
+}
+
 // stamp gives an event of our own making its identity, its time and the policy.
 func (l *Ledger) stamp(e Event) Event {
 	e.ID, e.Time = newID(), l.now().UTC().Truncate(time.Millisecond)
 	e.Policy = Effect{SHA256: l.policy.Load().SHA256()}
+	e.Recipients = l.notify(e)
 	return e
 }
 

@@ -233,6 +233,9 @@ func (t *turn) arrive(kind Type) {
 			e.RevertsEvent, by = &past.Left, "reverted"
 		}
 	}
+	if m := t.s.Move; kind == Reverted && m != nil && t.now.Sub(m.At) <= t.p.flapWindow(t.ref) {
+		e.Flapped = m.Event
+	}
 	takenBack := t.takenBack(kind)
 	t.leave()
 	t.s.Head, t.s.HeadMediaType, t.s.HeadSize = t.seen.Digest, t.seen.MediaType, t.seen.Size

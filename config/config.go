@@ -28,6 +28,9 @@ type Config struct {
 	Cache Cache `yaml:"cache"`
 	Audit Audit `yaml:"audit"`
 	Watch Watch `yaml:"watch"`
+
+	// Notify are the places that are told of what happens to tags.
+	Notify []Notify `yaml:"notify"`
 }
 
 // Registry is the address that clients are pointed at.

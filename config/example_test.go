@@ -61,7 +61,7 @@ func TestExampleToCopyLoads(t *testing.T) {
 	}
 	text := hiddenKey.ReplaceAllString(exampleFile(t), "$1$2")
 	text = hiddenCopy.ReplaceAllString(text, "$1$2")
-	text = regexp.MustCompile(`(?m)^  (rules|publish|views): \[\]$`).ReplaceAllString(text, "") // they stand there filled
+	text = regexp.MustCompile(`(?m)^(  rules|  publish|  views|notify): \[\]$`).ReplaceAllString(text, "") // they stand there filled
 	text = regexp.MustCompile(`/etc/tidemark/\S+`).ReplaceAllLiteralString(text, file)
 	c := mustParse(t, text)
 	u := c.Upstreams["registry.example"]

@@ -194,7 +194,7 @@ func parent(path string) string {
 // secret. Only that line: the ones around it may hold one too.
 func (d *decoder) excerpt(path string, tok *token.Token) string {
 	n, column := tok.Position.Line, tok.Position.Column
-	if n < 1 || n > len(d.source) || column < 1 || secretKey.MatchString(path) || strings.HasPrefix(path, "audit.publish") {
+	if n < 1 || n > len(d.source) || column < 1 || secretKey.MatchString(path) || strings.HasPrefix(path, "audit.publish") || strings.HasPrefix(path, "notify") {
 		return ""
 	}
 	line := strings.TrimRight(d.source[n-1], "\r")

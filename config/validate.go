@@ -46,6 +46,7 @@ func (c *Config) validate(d *decoder) {
 	}
 	c.validateAudit(d)
 	c.Watch.validate(d)
+	c.validateNotify(d)
 	if o := c.Audit.Origin; o != "" && !originGrammar.MatchString(o) {
 		d.fail("audit.origin", nil, "%q is not a name such as tidemark.example/prod: no spaces, no +", o)
 	}

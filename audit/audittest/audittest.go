@@ -51,6 +51,12 @@ type Store interface {
 	TrustedKey(ctx context.Context, origin string) (string, error)
 	AddReferrers(ctx context.Context, upstream, repository string, list []audit.Referrer) error
 	Referrers(ctx context.Context, upstream, repository string, subject digest.Digest) ([]audit.Referrer, error)
+	audit.Outbox
+	OutboxCounts(ctx context.Context) ([]audit.OutboxCount, error)
+	Requeue(ctx context.Context, sink string, indexes []int64, now time.Time) error
+	Pulled(ctx context.Context, since time.Time) ([]audit.Pulled, error)
+	Known(ctx context.Context) ([]audit.Ref, error)
+	Moves(ctx context.Context, ref audit.Ref) (moves int, since time.Time, err error)
 	Close() error
 }
 
@@ -83,6 +89,9 @@ func Run(t *testing.T, open func(t *testing.T, dir string) Store) {
 		"claims are kept by whose word they are":           claims,
 		"referrers are known by their subject":             referrers,
 		"tags are known as of a moment":                    tagsAt,
+		"letters are sent once, whatever happens":          outbox,
+		"there and back is told to nobody":                 flaps,
+		"who pulls what, and what moves how often":         cadence,
 		"events of many refs come in order":                eventsOfRefs,
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -32,9 +32,12 @@ var schema2 string
 //go:embed schema_3.sql
 var schema3 string
 
+//go:embed schema_4.sql
+var schema4 string
+
 // schemas make a database, one after the other. SQLite's user_version tells how
 // many of them it has had.
-var schemas = []string{schema1, schema2, schema3}
+var schemas = []string{schema1, schema2, schema3, schema4}
 
 // A Store is an audit.Store and an audit.Log in a SQLite database. One process
 // writes, through one connection; readers have their own and never wait for it
@@ -346,8 +349,10 @@ func appendLeaf(ctx context.Context, tx *sql.Tx, refID int64, e audit.Event) (in
 			return 0, err
 		}
 	}
-	_, err = tx.ExecContext(ctx, "UPDATE log_state SET size = ?, root = ? WHERE id = 1", tree.N, tree.Hash[:])
-	return n, err
+	if _, err = tx.ExecContext(ctx, "UPDATE log_state SET size = ?, root = ? WHERE id = 1", tree.N, tree.Hash[:]); err != nil {
+		return 0, err
+	}
+	return n, putRecipients(ctx, tx, refID, n, e)
 }
 
 // putInterval closes the interval of the digest that e moved away from, and

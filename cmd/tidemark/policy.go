@@ -53,6 +53,7 @@ func checkPolicy(c *config.Config, fail func(path, message string)) {
 // checkFiles looks at files whose content package config knows nothing of.
 func checkFiles(c *config.Config, fail func(path, message string)) {
 	checkPolicy(c, fail)
+	routesOf(c, fail)
 	if _, err := watched(c); err != nil {
 		fail("watch.refs", err.Error())
 	}

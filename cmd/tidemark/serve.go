@@ -194,7 +194,7 @@ func (s *server) Run(ctx context.Context) error {
 
 	var behind errgroup.Group
 	runs := []func(context.Context) error{
-		s.cache.Run, s.ledger.Run, s.exposures.Run, s.conditions.Run, s.keeper.Run, s.snapshots.Run, s.scrubber.Run,
+		s.cache.Run, s.ledger.Run, s.exposures.Run, s.conditions.Run, s.keeper.Run, s.snapshots.Run, s.scrubber.Run, s.notifier.Run,
 	}
 	if s.watcher != nil {
 		runs = append(runs, s.watcher.Run)

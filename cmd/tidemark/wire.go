@@ -17,6 +17,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"tidemark/audit"
+	"tidemark/audit/notify"
 	"tidemark/audit/publish"
 	"tidemark/audit/sqlite"
 	"tidemark/cache"
@@ -52,6 +53,7 @@ type server struct {
 	ledger     *audit.Ledger
 	signer     *audit.Signer
 	publisher  *publish.Publisher
+	notifier   *notify.Dispatcher
 	exposures  *audit.Exposures
 	conditions *audit.Conditions
 	snapshots  *audit.Snapshots
@@ -176,8 +178,12 @@ func (s *server) wireLedger(ctx context.Context, key *audit.Key, upstreams map[s
 	s.keeper = proxy.NewKeeper(s.contents, func(ctx context.Context) iter.Seq2[audit.Tag, error] {
 		return s.store.EachTag(ctx, audit.TagQuery{Kept: true})
 	}, s.log)
+	if err := s.wireNotify(); err != nil {
+		return err
+	}
 	s.ledger = audit.New(audit.Options{
-		Store: s.store, Memory: s.store, Policy: policy, Compare: s.contents.Compare,
+		Notify: s.notifier.Recipients,
+		Store:  s.store, Memory: s.store, Policy: policy, Compare: s.contents.Compare,
 		TTL:        time.Duration(s.cfg.Tags.TTL),
 		Background: s.cfg.Tags.Refresh == config.RefreshBackground,
 		Log:        s.log,
@@ -186,6 +192,7 @@ func (s *server) wireLedger(ctx context.Context, key *audit.Key, upstreams map[s
 			s.signer.Grown()
 			s.keeper.Recorded(e)
 			s.events.Grown()
+			s.notifier.Grown()
 			s.cache.Repin()
 			metrics.Recorded(e)
 			logEvent(s.log, index, e)
@@ -362,7 +369,7 @@ func loginHosts(name string, endpoints []*url.URL) []string {
 
 func (s *server) wireAdmin(upstreams map[string]*upstream.Upstream, table *route.Table, metrics *admin.Metrics) error {
 	status := func() []admin.UpstreamStatus { return s.upstreamStatus(upstreams) }
-	metrics.Watch(admin.Sources{Cache: s.cache.Stats, Upstreams: status, Tree: s.store.Tree, UnsignedSince: s.signer.UnsignedSince, HeldRefs: s.store.HeldRefs, Lag: s.lag})
+	metrics.Watch(admin.Sources{Cache: s.cache.Stats, Upstreams: status, Tree: s.store.Tree, UnsignedSince: s.signer.UnsignedSince, HeldRefs: s.store.HeldRefs, Lag: s.lag, Outbox: s.store.OutboxCounts})
 	o := admin.Options{
 		Version: version(), Started: time.Now(), Origin: s.origin, Token: string(s.cfg.Admin.Token),
 		Cache: s.cache, Views: s.store, Entries: s.store, Ledger: s.ledger, Contents: s.contents, Signer: s.signer, Metrics: metrics, Events: s.events,
@@ -444,6 +451,9 @@ func (s *server) warnings() []string {
 	}
 	for _, err := range s.publisher.Troubles() {
 		out = append(out, "the checkpoint could not be published: "+err.Error())
+	}
+	for _, err := range s.notifier.Troubles() {
+		out = append(out, "a notification was not taken, it is kept and sent again: "+err.Error())
 	}
 	if s.acme != nil {
 		for _, h := range s.acme.Missing() {

@@ -94,6 +94,7 @@ type Sources struct {
 	UnsignedSince func() time.Time
 	HeldRefs      func(context.Context) (int64, error)
 	Lag           func() time.Duration
+	Outbox        func(context.Context) ([]audit.OutboxCount, error)
 }
 
 // Watch adds the series that others count.
@@ -116,13 +117,14 @@ var (
 	rateLimit    = desc("upstream_ratelimit_remaining", "What an upstream said is left of its rate limit.", "upstream")
 	heldRefs     = desc("held_refs", "Tags of which something is held back, by a rule or by hand.")
 	lag          = desc("observation_lag_seconds", "Time by which the most overdue question about a watched tag is late.")
+	outbox       = desc("notify_outbox", "Events that a sink is still to be told of (pending), or never took (dead).", "sink", "state")
 	logSize      = desc("log_size", "Entries of the ledger.")
 	logUnsigned  = desc("log_unsigned_seconds", "Time since the ledger grew beyond its last checkpoint, 0 if it did not.")
 )
 
 // Describe implements prometheus.Collector.
 func (w watched) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{cacheBytes, cacheBlobs, cacheEvicted, cacheOldest, fillsActive, fillFailures, rateLimit, heldRefs, lag, logSize, logUnsigned} {
+	for _, d := range []*prometheus.Desc{cacheBytes, cacheBlobs, cacheEvicted, cacheOldest, fillsActive, fillFailures, rateLimit, heldRefs, lag, outbox, logSize, logUnsigned} {
 		ch <- d
 	}
 }
@@ -158,6 +160,13 @@ func (w watched) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.NewInvalidMetric(logSize, err)
 	} else {
 		gauge(logSize, float64(tree.N))
+	}
+	if counts, err := w.Outbox(context.Background()); err != nil {
+		ch <- prometheus.NewInvalidMetric(outbox, err)
+	} else {
+		for _, c := range counts {
+			gauge(outbox, float64(c.N), c.Sink, c.State)
+		}
 	}
 	gauge(lag, w.Lag().Seconds())
 	gauge(logUnsigned, since(w.UnsignedSince()))

@@ -1,0 +1,138 @@
+// Package notify tells others of events: at least once, from an outbox that is
+// committed with the event, and never in the way of a pull.
+package notify
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"tidemark/audit"
+)
+
+// A Sink is one place that is told. Send is given the same message again until it
+// returns nil; a message is known by its ID.
+type Sink interface {
+	// Send tells of m. What it returns holds no secret; a *Failure says more than that
+	// it is to be tried again.
+	Send(ctx context.Context, m Message) error
+}
+
+// A Failure is why a sink did not take a message.
+type Failure struct {
+	After time.Duration // the sink asked not to be told again before this, 0 if it did not
+	Gone  bool          // nobody is there any more: the sink is not to be told anything again
+	Err   error
+}
+
+func (f *Failure) Error() string { return f.Err.Error() }
+func (f *Failure) Unwrap() error { return f.Err }
+
+// A Message is what a sink is told at once.
+type Message struct {
+	ID     string // the same whenever it is sent again, and no other message's
+	Origin string // of the log
+	Items  []Item // at least one, oldest first
+	Digest bool   // it is the digest of what was not worth a message of its own
+}
+
+// Severity is that of the most severe item.
+func (m Message) Severity() audit.Severity {
+	s := audit.Info
+	for _, i := range m.Items {
+		s = max(s, i.Event.Severity())
+	}
+	return s
+}
+
+// An Item is one event that a message is about.
+type Item struct {
+	Index   int64
+	Leaf    []byte // as it is hashed
+	Event   audit.Event
+	Clients int // that had the digest from before, -1 if that is not known
+}
+
+// A Route says of what a sink is told, and when.
+type Route struct {
+	Name  string // unique, and what the outbox knows the sink by: what was not delivered waits under it
+	Sink  Sink
+	Match audit.Glob
+	Types map[audit.Type]bool // nil is all that are alerts
+
+	MinSeverity audit.Severity // of what is told as it comes
+	Digest      *TimeOfDay     // when the rest is told, nil for never
+
+	ByRepository bool          // what comes within Wait about one repository is one message
+	Wait         time.Duration // before what is not critical is told
+	FlapWindow   time.Duration // before a move that is not critical is told: it may be taken back
+}
+
+// A TimeOfDay is minutes since midnight, of the machine's own clock.
+type TimeOfDay int
+
+// ParseTimeOfDay reads daily@08:00.
+func ParseTimeOfDay(s string) (TimeOfDay, error) {
+	t, err := time.Parse("daily@15:04", s)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a time such as daily@08:00", s)
+	}
+	return TimeOfDay(t.Hour()*60 + t.Minute()), nil
+}
+
+// Next is the first such time after now.
+func (d TimeOfDay) Next(now time.Time) time.Time {
+	y, m, day := now.Date()
+	at := time.Date(y, m, day, int(d)/60, int(d)%60, 0, 0, now.Location())
+	if !at.After(now) {
+		at = time.Date(y, m, day+1, int(d)/60, int(d)%60, 0, 0, now.Location())
+	}
+	return at
+}
+
+// alerts are the types that a sink is told of unless it says which.
+var alerts = map[audit.Type]bool{
+	audit.Moved: true, audit.Reverted: true, audit.Repackaged: true, audit.Restored: true, audit.Deleted: true,
+	audit.Held: true, audit.Released: true, audit.Withdrawn: true, audit.Violation: true, audit.Starved: true, audit.Flapping: true,
+	audit.Inconsistent: true, audit.Gap: true, audit.Forked: true, audit.DeadLetter: true,
+}
+
+// digested tells that e is for the digest of r.
+func (r Route) digested(e audit.Event) bool { return e.Severity() < r.MinSeverity }
+
+// due is when the sink is told of e, or never.
+func (r Route) due(e audit.Event) (at time.Time, ok bool) {
+	types := r.Types
+	if types == nil {
+		types = alerts
+	}
+	moves := e.Type.Moves() && e.Type != audit.FirstSeen
+	switch {
+	case !types[e.Type], e.Ref != (audit.Ref{}) && !r.Match.Matches(e.Ref), e.Evidence.Trigger == audit.TriggerImport:
+		return time.Time{}, false
+	case moves && e.Policy.Mode == audit.Observe, e.Rebaseline, e.Amends != nil:
+		return time.Time{}, false // for the record only (AUDIT.md, A9.1, R11, R16)
+	case e.Dead != nil && e.Dead.Sink == r.Name:
+		return time.Time{}, false // it would not be taken either
+	case r.digested(e) && r.Digest != nil:
+		return r.Digest.Next(e.Time.Local()), true
+	case r.digested(e):
+		return time.Time{}, false
+	case e.Severity() == audit.Critical:
+		return e.Time, true
+	case moves:
+		return e.Time.Add(max(r.Wait, r.FlapWindow)), true
+	}
+	return e.Time.Add(r.Wait), true
+}
+
+// Recipients says who of the routes is to be told of an event.
+func Recipients(routes []Route, e audit.Event) []audit.Recipient {
+	var out []audit.Recipient
+	for _, r := range routes {
+		if at, ok := r.due(e); ok {
+			out = append(out, audit.Recipient{Sink: r.Name, At: at})
+		}
+	}
+	return out
+}

@@ -1,0 +1,68 @@
+package audit
+
+import "strings"
+
+// A Severity is how much an event deserves to be looked at. docs/alerts.md has the
+// table that gives it.
+type Severity int
+
+// The severities, from the least.
+const (
+	Info Severity = iota
+	Notice
+	Warning
+	High
+	Critical
+)
+
+var severities = []string{"info", "notice", "warning", "high", "critical"}
+
+func (s Severity) String() string { return severities[s] }
+
+// ParseSeverity reads the name of a severity.
+func ParseSeverity(name string) (Severity, bool) {
+	for i, n := range severities {
+		if n == name {
+			return Severity(i), true
+		}
+	}
+	return 0, false
+}
+
+// byType is of types that say it all.
+var byType = map[Type]Severity{
+	FirstSeen: Info, Repackaged: Info, Released: Info, Action: Info, Snapshot: Info,
+	Rejected: Notice, Flapping: Notice, Gap: Notice,
+	Reverted: Warning, Deleted: Warning, Restored: Warning, Held: Warning, Withdrawn: Warning, Starved: Warning,
+	Inconsistent: High,
+	Violation:    Critical, Forked: Critical, DeadLetter: Critical,
+}
+
+// byClass is of moves, by what they look like.
+var byClass = map[Class]Severity{
+	ClassRepackaged: Info, ClassAttestationOnly: Info, ClassPlatformAdded: Info,
+	ClassRebuild: Notice, ClassPlatformRemoved: Notice, ClassUnknown: Notice,
+	ClassRollback: Warning,
+}
+
+// bySignal is of signals, without what follows their colon.
+var bySignal = map[string]Severity{
+	"cmd_changed": Notice, "ports_changed": Notice, "volume_added": Notice, "no_shared_layers": Notice,
+	"revision_missing": Notice, "created_epoch": Notice, "created_regressed": Notice,
+	"entrypoint_changed": Warning, "platform_removed": Warning, "source_changed": Warning,
+	"user_to_root": High, "env_added": High,
+}
+
+// Severity is the most that its type, its class and one of its signals give.
+func (e Event) Severity() Severity {
+	s := byType[e.Type]
+	if !e.Type.Moves() || e.Type == FirstSeen || e.Type == Repackaged {
+		return s
+	}
+	s = max(s, byClass[e.Class])
+	for _, name := range e.Signals {
+		name, _, _ = strings.Cut(name, ":")
+		s = max(s, bySignal[name])
+	}
+	return s
+}

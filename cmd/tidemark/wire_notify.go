@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"tidemark/audit"
+	"tidemark/audit/notify"
+	"tidemark/audit/notify/discord"
+	"tidemark/audit/notify/exec"
+	"tidemark/audit/notify/jsonl"
+	"tidemark/audit/notify/ntfy"
+	"tidemark/audit/notify/slack"
+	"tidemark/audit/notify/teams"
+	"tidemark/audit/notify/webhook"
+	"tidemark/config"
+)
+
+// groupWait is how long a message waits for more, unless the configuration says.
+const groupWait = 2 * time.Minute
+
+// routesOf reads who is to be told of what. check is called with what is wrong.
+func routesOf(c *config.Config, fail func(path, message string)) []notify.Route {
+	var out []notify.Route
+	for i, n := range c.Notify {
+		wrong := func(key string, err error) { fail(fmt.Sprintf("notify[%d].%s", i, key), err.Error()) }
+		r := notify.Route{
+			Name: n.Name, MinSeverity: audit.Warning, ByRepository: n.GroupBy != config.GroupNone,
+			Wait: groupWait, FlapWindow: time.Duration(c.Audit.FlapWindow),
+		}
+		var err error
+		if n.Match != "" {
+			if r.Match, err = audit.ParseGlob(n.Match); err != nil {
+				wrong("match", err)
+			} else if !r.Match.Possible() {
+				wrong("match", fmt.Errorf("%q stands for no tag", n.Match))
+			}
+		}
+		for _, name := range n.Events {
+			if !audit.Type(name).Known() {
+				wrong("events", fmt.Errorf("%q is no type of event", name))
+			}
+			if r.Types == nil {
+				r.Types = make(map[audit.Type]bool)
+			}
+			r.Types[audit.Type(name)] = true
+		}
+		if n.MinSeverity != "" {
+			var ok bool
+			if r.MinSeverity, ok = audit.ParseSeverity(n.MinSeverity); !ok {
+				wrong("min_severity", fmt.Errorf("%q is not one of info, notice, warning, high, critical", n.MinSeverity))
+			}
+		}
+		if n.GroupWait != nil {
+			r.Wait = time.Duration(*n.GroupWait)
+		}
+		if n.Digest != "" {
+			at, err := notify.ParseTimeOfDay(n.Digest)
+			if err != nil {
+				wrong("digest", err)
+			}
+			r.Digest = &at
+		}
+		if r.Sink, err = sinkOf(n); err != nil {
+			wrong("type", err)
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+func sinkOf(n config.Notify) (notify.Sink, error) {
+	switch n.Type {
+	case config.NotifyWebhook:
+		return webhook.New(string(n.URL), n.Format, string(n.Secret))
+	case config.NotifySlack:
+		return slack.New(string(n.URL))
+	case config.NotifyTeams:
+		return teams.New(string(n.URL))
+	case config.NotifyDiscord:
+		return discord.New(string(n.URL))
+	case config.NotifyNtfy:
+		return ntfy.New(string(n.URL), string(n.Secret))
+	case config.NotifyFile:
+		return jsonl.New(n.Path), nil
+	case config.NotifyStdout:
+		return jsonl.To(os.Stdout), nil
+	case config.NotifyExec:
+		return exec.New(n.Command)
+	}
+	return nil, fmt.Errorf("%q is no type of sink", n.Type)
+}
+
+// wireNotify makes who tells others.
+func (s *server) wireNotify() error {
+	var wrong error
+	routes := routesOf(s.cfg, func(path, message string) { wrong = errors.Join(wrong, fmt.Errorf("%s: %s", path, message)) })
+	s.notifier = notify.New(notify.Options{
+		Outbox: s.store, Routes: routes, Origin: s.origin, Log: s.log,
+		Undelivered: func(ctx context.Context, u audit.Undelivered) error { return s.ledger.Undelivered(ctx, u) },
+		Clients:     s.clients,
+	})
+	return wrong
+}
+
+// clients is how many clients had a digest, as far as it is kept.
+func (s *server) clients(ctx context.Context, d digest.Digest) (int, error) {
+	list, err := s.store.Exposures(ctx, d)
+	seen := make(map[string]bool)
+	for _, e := range list {
+		seen[e.Client] = true
+	}
+	return len(seen), err
+}
