@@ -34,6 +34,7 @@ type Message struct {
 	Origin string // of the log
 	Items  []Item // at least one, oldest first
 	Digest bool   // it is the digest of what was not worth a message of its own
+	Test   bool   // it never happened
 }
 
 // Severity is that of the most severe item.

@@ -40,19 +40,27 @@ func (i Item) CloudEvent(origin string) CloudEvent {
 
 // Title is the message in one line.
 func (m Message) Title() string {
-	first := m.Items[0]
-	switch {
+	title := ""
+	switch first := m.Items[0]; {
 	case m.Digest:
-		return fmt.Sprintf("tidemark: daily digest, %d %s", len(m.Items), plural(len(m.Items), "event"))
+		title = fmt.Sprintf("tidemark: daily digest, %d %s", len(m.Items), plural(len(m.Items), "event"))
 	case len(m.Items) > 1:
-		return fmt.Sprintf("[%s] %d events about %s/%s", m.Severity(), len(m.Items), first.Event.Ref.Upstream, first.Event.Ref.Repository)
+		title = fmt.Sprintf("[%s] %d events about %s/%s", m.Severity(), len(m.Items), first.Event.Ref.Upstream, first.Event.Ref.Repository)
+	default:
+		title = fmt.Sprintf("[%s] %s", m.Severity(), first.headline())
 	}
-	return fmt.Sprintf("[%s] %s", m.Severity(), first.headline())
+	if m.Test {
+		title = "TEST " + title
+	}
+	return title
 }
 
 // Text is the message in full, as plain text.
 func (m Message) Text() string {
 	var b strings.Builder
+	if m.Test {
+		b.WriteString("This is a test: none of it happened.\n\n")
+	}
 	for n, i := range m.Items {
 		if n > 0 {
 			b.WriteString("\n")
@@ -150,7 +158,9 @@ func (i Item) write(b *strings.Builder) {
 	if e.Old != nil && e.New != nil {
 		line("diff", "tidemark diff %s %s", e.Old.Digest, e.New.Digest)
 	}
-	line("proof", "tidemark show %d; /log/proof/%d", i.Index, i.Index)
+	if i.Index >= 0 { // a sample is in no log
+		line("proof", "tidemark show %d; /log/proof/%d", i.Index, i.Index)
+	}
 }
 
 func short(d digest.Digest) string {

@@ -72,7 +72,7 @@ keeps which digest every tag meant, and when it moved.`,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	root.AddCommand(newServe(), newCheck(), newSetup(), newTags(), newLog(), newShow(), newDiff(),
-		newHold(), newApprove(), newReject(), newRelease(), newPolicy(), newExposure(), newVerify(),
+		newHold(), newApprove(), newReject(), newRelease(), newPolicy(), newExposure(), newNotify(), newVerify(),
 		newWarm(), newExport(), newImport(), newLock(), newBackfill(), newDoctor(), newCache(), newVersion())
 	wrapArgs(root)
 	return root

@@ -380,7 +380,7 @@ func (s *server) wireAdmin(upstreams map[string]*upstream.Upstream, table *route
 		},
 		Disk: s.disk, Registry: s.registryStatus(table),
 		Claims: s.store.Claims, Chronicle: s.store.Chronicle, Backfill: s.backfill(upstreams),
-		EachTag: s.store.EachTag, Kept: s.kept, Images: images{s}, Carrier: carrier{s},
+		EachTag: s.store.EachTag, Kept: s.kept, Images: images{s}, Carrier: carrier{s}, Notifier: s.notifier, Requeue: s.store.Requeue,
 		CheckPlatforms: oci.CheckPlatforms, ParseTime: oci.ParseTime,
 		Failed: func(r *http.Request, err error) {
 			s.log.Error().Err(err).Str("path", r.URL.Path).Msg("an answer could not be finished; the client was cut off")

@@ -91,6 +91,10 @@ type Options struct {
 	Images  Images
 	Carrier Carrier
 
+	// Notifier tells others; Requeue has a sink told of entries of the log again.
+	Notifier Notifier
+	Requeue  func(ctx context.Context, sink string, indexes []int64, now time.Time) error
+
 	// CheckPlatforms refuses what is no platform, ParseTime reads a date or a time.
 	CheckPlatforms func([]string) error
 	ParseTime      func(string) (time.Time, error)
@@ -165,6 +169,8 @@ func New(o Options) *Handler {
 	h.mux.HandleFunc("GET /api/v1/exposure", api(h.exposure, "digest"))
 	h.mux.HandleFunc("GET /api/v1/conditions", api(h.conditions, "limit"))
 	h.mux.HandleFunc("POST /api/v1/policy/test", change(h.policyTest))
+	h.mux.HandleFunc("POST /api/v1/notify/test", change(h.notifyTest))
+	h.mux.HandleFunc("POST /api/v1/notify/replay", change(h.notifyReplay))
 	h.mux.HandleFunc("POST /api/v1/upstreams/check", change(h.check))
 	h.mux.HandleFunc("GET /api/v1/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

@@ -143,10 +143,13 @@ func TestAnswersAreUnderstood(t *testing.T) {
 		after  time.Duration
 		gone   bool
 	}{
-		"accepted":                {answer: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(202) }, ok: true},
-		"broken":                  {answer: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }},
-		"busy":                    {answer: func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Retry-After", "90"); w.WriteHeader(429) }, after: 90 * time.Second},
-		"busy for ever":           {answer: func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Retry-After", "999999999999"); w.WriteHeader(503) }, after: 24 * time.Hour},
+		"accepted": {answer: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(202) }, ok: true},
+		"broken":   {answer: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }},
+		"busy":     {answer: func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Retry-After", "90"); w.WriteHeader(429) }, after: 90 * time.Second},
+		"busy for ever": {answer: func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", "999999999999")
+			w.WriteHeader(503)
+		}, after: 24 * time.Hour},
 		"gone":                    {answer: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(410) }, gone: true},
 		"redirects to somewhere":  {answer: func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, private.URL, 302) }},
 		"redirects with the body": {answer: func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, private.URL, 307) }},

@@ -1,0 +1,79 @@
+package notify
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/opencontainers/go-digest"
+
+	"tidemark/audit"
+)
+
+// Samples are events that a sink can be tried with, by name.
+var Samples = map[string]func(now time.Time) []audit.Event{
+	"kics": kics,
+	"move": func(now time.Time) []audit.Event { return kics(now)[:1] },
+}
+
+// kics are the events of an incident: on 2026-04-22 somebody with a publisher's
+// credentials overwrote five tags of checkmarx/kics within minutes (AUDIT.md, A2). The
+// digests are made up but for the first letters of the malicious one.
+func kics(now time.Time) []audit.Event {
+	bad := digest.Digest("sha256:2588a44890263a81" + strings.Repeat("0", 48))
+	before := now.Add(-10 * time.Minute)
+	var out []audit.Event
+	for n, tag := range []string{"latest", "v2.1.20", "v2.1.20-debian", "alpine", "debian"} {
+		old := digest.FromString("sample " + tag)
+		e := audit.Event{
+			Type: audit.Violation, Time: now, Ref: audit.Ref{Upstream: "docker.io", Repository: "checkmarx/kics", Tag: tag},
+			Old: &audit.Content{Digest: old}, New: &audit.Content{Digest: bad}, Interval: &audit.Interval{NotBefore: &before, NotAfter: now},
+			Signals: []string{"entrypoint_changed", "revision_missing"}, Reason: "immutable",
+			Policy: audit.Effect{Rule: "sample", Mode: audit.Immutable, Effect: "serving-old", Served: old},
+		}
+		if n == 0 {
+			e.Type, e.Class, e.Reason, e.Policy.Mode, e.Policy.Effect, e.Policy.Served = audit.Moved, audit.ClassUnknown, "", audit.Alert, "serving-new", bad
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+// Test sends a sample to a sink at once, past the outbox, as a message of its own. Its
+// title says that it is a test.
+func (d *Dispatcher) Test(ctx context.Context, sink, sample string) error {
+	i := slices.IndexFunc(d.o.Routes, func(r Route) bool { return r.Name == sink })
+	events := Samples[sample]
+	if i < 0 || events == nil {
+		return fmt.Errorf("there is no sink %q, or no sample %q", sink, sample)
+	}
+	m := Message{ID: "test-" + uuid.NewString() + "." + sink, Origin: d.o.Origin, Test: true}
+	for _, e := range events(time.Now().UTC().Truncate(time.Millisecond)) {
+		e.ID = uuid.New()
+		leaf, err := e.Leaf()
+		if err != nil {
+			return err
+		}
+		m.Items = append(m.Items, Item{Index: -1, Leaf: leaf, Event: e, Clients: -1})
+	}
+	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+	defer cancel()
+	return d.o.Routes[i].Sink.Send(ctx, m)
+}
+
+// Sinks are the names of those that are told.
+func (d *Dispatcher) Sinks() []string {
+	names := []string{}
+	for _, r := range d.o.Routes {
+		names = append(names, r.Name)
+	}
+	return names
+}
+
+// Wants tells whether a sink is told of an event at all.
+func (d *Dispatcher) Wants(sink string, e audit.Event) bool {
+	return slices.ContainsFunc(d.Recipients(e), func(r audit.Recipient) bool { return r.Sink == sink })
+}
