@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -128,15 +127,14 @@ func (d *Dispatcher) serve(ctx context.Context, r Route, grown <-chan struct{}) 
 		if failures += failed; failed == 0 {
 			failures = 0
 		}
+		wake := grown
 		if failures >= breakAfter {
 			wait = max(wait, breakFor+rand.N(breakFor/4))
-			grown = nil // new letters do not shorten that
-		} else {
-			grown = d.grown[slices.IndexFunc(d.o.Routes, func(o Route) bool { return o.Name == r.Name })]
+			wake = nil // new letters do not shorten that
 		}
 		select {
 		case <-time.After(wait):
-		case <-grown:
+		case <-wake:
 		case <-ctx.Done():
 		}
 	}

@@ -61,7 +61,6 @@ type house struct {
 	ledger *audit.Ledger
 	routes []notify.Route
 	stop   func()
-	kinds  map[string]audit.Observation
 }
 
 func newHouse(t *testing.T, routes ...notify.Route) *house {

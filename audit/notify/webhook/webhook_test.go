@@ -150,10 +150,12 @@ func TestAnswersAreUnderstood(t *testing.T) {
 			w.Header().Set("Retry-After", "999999999999")
 			w.WriteHeader(503)
 		}, after: 24 * time.Hour},
-		"gone":                    {answer: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(410) }, gone: true},
-		"redirects to somewhere":  {answer: func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, private.URL, 302) }},
-		"redirects with the body": {answer: func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, private.URL, 307) }},
-		"hangs up":                {answer: func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }},
+		"gone":                   {answer: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(410) }, gone: true},
+		"redirects to somewhere": {answer: func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, private.URL, http.StatusFound) }},
+		"redirects with the body": {answer: func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, private.URL, http.StatusTemporaryRedirect)
+		}},
+		"hangs up": {answer: func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			url, _ := receiver(t, c.answer)
