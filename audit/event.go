@@ -34,6 +34,8 @@ const (
 	Withdrawn Type = "tag.withdrawn"    // upstream left New, which was never served, before its tenure
 	Violation Type = "policy.violation" // an immutable ref moved, or a rejected digest is the head again
 	Starved   Type = "policy.starved"   // the head moved long ago and nothing became eligible
+	Burst     Type = "repo.burst"       // tags of one repository moved within an hour that do not usually
+	Aliased   Type = "digest.aliased"   // one digest is the head of full versions of different numbers
 	Flapping  Type = "tag.flapping"     // the head goes back and forth; once when it begins, once when it ends
 )
 
@@ -50,7 +52,7 @@ const (
 var types = map[Type]bool{
 	FirstSeen: true, Moved: true, Reverted: true, Repackaged: true, Restored: true, Deleted: true,
 	Held: true, Released: true, Rejected: true, Withdrawn: true, Violation: true, Starved: true, Flapping: true,
-	Inconsistent: true, Gap: true, Snapshot: true, Action: true, Forked: true, DeadLetter: true,
+	Inconsistent: true, Gap: true, Snapshot: true, Action: true, Forked: true, DeadLetter: true, Burst: true, Aliased: true,
 }
 
 // Known tells whether t is a type that this version writes.
@@ -89,6 +91,7 @@ type Event struct {
 	Signals []string `json:"signals,omitempty"`
 	Diff    *DiffRef `json:"diff,omitempty"`
 
+	Tags     []string     `json:"tags,omitempty"`   // of the repository, that a burst or an alias is about
 	Reason   string       `json:"reason,omitempty"` // of releases, withdrawals and inconsistencies, in one word or sentence
 	Operator *Operator    `json:"operator,omitempty"`
 	Flap     *FlapCount   `json:"flap,omitempty"`

@@ -255,7 +255,11 @@ func (t *turn) arrive(kind Type) {
 		withdrawn = t.withdraw(before, by)
 	}
 	t.enter(past, takenBack)
+	more := t.judge(&e)
 	t.event(e)
+	for _, m := range more {
+		t.event(m)
+	}
 	if withdrawn != nil {
 		t.event(*withdrawn)
 	}

@@ -34,8 +34,8 @@ var byType = map[Type]Severity{
 	FirstSeen: Info, Repackaged: Info, Released: Info, Action: Info, Snapshot: Info,
 	Rejected: Notice, Flapping: Notice, Gap: Notice,
 	Reverted: Warning, Deleted: Warning, Restored: Warning, Held: Warning, Withdrawn: Warning, Starved: Warning,
-	Inconsistent: High,
-	Violation:    Critical, Forked: Critical, DeadLetter: Critical,
+	Inconsistent: High, Aliased: High,
+	Violation: Critical, Forked: Critical, DeadLetter: Critical, Burst: Critical,
 }
 
 // byClass is of moves, by what they look like.
@@ -49,8 +49,10 @@ var byClass = map[Class]Severity{
 var bySignal = map[string]Severity{
 	"cmd_changed": Notice, "ports_changed": Notice, "volume_added": Notice, "no_shared_layers": Notice,
 	"revision_missing": Notice, "created_epoch": Notice, "created_regressed": Notice,
-	"entrypoint_changed": Warning, "platform_removed": Warning, "source_changed": Warning,
-	"user_to_root": High, "env_added": High,
+	"never_moved_before": Notice,
+	"full_version_tag":   Warning, "entrypoint_changed": Warning, "platform_removed": Warning, "source_changed": Warning,
+	"user_to_root": High, "env_added": High, "alias": High,
+	"burst": Critical,
 }
 
 // Severity is the most that its type, its class and one of its signals give.

@@ -192,6 +192,10 @@ type Record struct {
 	// Past tells of a digest that was a head before and is none any more.
 	Past func(digest.Digest) (past Past, was bool)
 
+	// Neighbours tells of the repository of a ref whose head becomes a digest; nil when
+	// that is not known.
+	Neighbours func(d digest.Digest, now time.Time) Neighbourhood
+
 	// Last is the time of the newest entry of the log, zero without one.
 	Last time.Time
 }

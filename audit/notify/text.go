@@ -80,6 +80,7 @@ var what = map[audit.Type]string{
 	audit.Restored: "is there again", audit.Deleted: "was deleted upstream", audit.Held: "moved, and is held", audit.Released: "is released",
 	audit.Rejected: "was rejected", audit.Withdrawn: "was taken back by upstream", audit.Violation: "moved, against the policy",
 	audit.Starved: "has been behind for too long", audit.Flapping: "goes back and forth", audit.Inconsistent: "is contradicted by its upstream",
+	audit.Burst: "moved with others of its repository that do not usually", audit.Aliased: "means the same as other versions",
 }
 
 func (i Item) headline() string {
@@ -135,6 +136,9 @@ func (i Item) write(b *strings.Builder) {
 	}
 	if len(e.Signals) > 0 {
 		line("signals", "%s", strings.Join(e.Signals, ", "))
+	}
+	if len(e.Tags) > 0 {
+		line("tags", "%s", strings.Join(e.Tags, ", "))
 	}
 	if e.Reason != "" {
 		line("reason", "%s", e.Reason)

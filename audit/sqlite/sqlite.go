@@ -236,6 +236,11 @@ func advance(ctx context.Context, tx *sql.Tx, ref audit.Ref, next func(audit.Rec
 		pastErr = errors.Join(pastErr, err)
 		return p, was
 	}
+	r.Neighbours = func(d digest.Digest, now time.Time) audit.Neighbourhood {
+		n, err := neighbours(ctx, tx, id, ref, d, now)
+		pastErr = errors.Join(pastErr, err)
+		return n
+	}
 	st, events, err := next(r)
 	if err = errors.Join(err, pastErr); err != nil {
 		return 0, st, err

@@ -1,0 +1,138 @@
+package audit
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"time"
+)
+
+// What a move looks like beside the other tags of its repository. Attacks with a
+// publisher's credentials overwrite several tags at once, and put one image under
+// versions that should differ; neither shows in a single tag (AUDIT.md, A2, A8.4).
+
+const (
+	burstWindow  = time.Hour
+	burstRefs    = 3                   // that move within it
+	burstStable  = 30 * 24 * time.Hour // and stood for so long before, or are full versions
+	aliasWindow  = 24 * time.Hour      // after a move in which a new tag with its digest is suspicious
+	learnedMoves = 2                   // of full versions, or hours in which many tags moved: then it is the custom here
+)
+
+// A Neighbourhood is what is known of the repository of a ref that moves.
+type Neighbourhood struct {
+	Moves int       // of the ref itself, so far
+	Since time.Time // when it was first seen
+
+	Same   []string      // other tags whose head is the new digest
+	Recent []SiblingMove // of other tags, within aliasWindow, each tag's last
+
+	// MovedVersions is how often full versions moved here, Bursts how many hours saw
+	// burstRefs tags move, before burstWindow. LastBurst is when one was told last.
+	MovedVersions int
+	Bursts        int
+	LastBurst     time.Time
+}
+
+// A SiblingMove is that another tag of the repository moved.
+type SiblingMove struct {
+	Tag   string
+	At    time.Time
+	Stood time.Duration // for how long it had meant what it meant before
+	Class Class
+}
+
+// judge adds to a move what it looks like beside the other tags of its repository, and
+// returns the events that are about more than the tag.
+func (t *turn) judge(e *Event) (more []Event) {
+	if t.r.Neighbours == nil || e.New == nil || e.Old != nil && e.Old.Digest == e.New.Digest {
+		return nil
+	}
+	n := t.r.Neighbours(e.New.Digest, t.now)
+	moved := e.Type != FirstSeen
+	if moved {
+		e.Signals = slices.Clone(e.Signals)
+		if stood := t.now.Sub(n.Since); n.Moves == 0 && stood >= burstStable {
+			e.Signals = append(e.Signals, fmt.Sprintf("never_moved_before:%dd", stood/(24*time.Hour)))
+		}
+		if fullVersion(t.ref.Tag) && n.MovedVersions < learnedMoves {
+			e.Signals = append(e.Signals, "full_version_tag")
+		}
+	}
+	if tags := t.aliases(n, moved); len(tags) > 0 {
+		if moved {
+			e.Signals = append(e.Signals, "alias:"+tags[0])
+		}
+		more = append(more, Event{Type: Aliased, New: e.New, Tags: tags})
+	}
+	if !moved || trivial(e.Class) || e.Rebaseline {
+		return more
+	}
+	stood := t.now.Sub(t.r.State.HeadSince)
+	self := SiblingMove{Tag: t.ref.Tag, At: t.now, Stood: stood, Class: e.Class}
+	tags := burst(n, self, t.now)
+	if len(tags) >= burstRefs {
+		e.Signals = append(e.Signals, fmt.Sprintf("burst:%d", len(tags)))
+		if t.now.Sub(n.LastBurst) > burstWindow {
+			more = append(more, Event{Type: Burst, Old: e.Old, New: e.New, Tags: tags})
+		}
+	}
+	return more
+}
+
+// trivial tells changes that no attack hides behind: the images are the same.
+func trivial(c Class) bool {
+	return c == ClassRepackaged || c == ClassAttestationOnly || c == ClassPlatformAdded
+}
+
+// burst returns the tags that moved within an hour although they do not usually, in
+// order of their names.
+func burst(n Neighbourhood, self SiblingMove, now time.Time) []string {
+	var tags []string
+	for _, m := range append([]SiblingMove{self}, n.Recent...) {
+		version := fullVersion(m.Tag) && n.MovedVersions < learnedMoves
+		stable := m.Stood >= burstStable && n.Bursts < learnedMoves
+		if now.Sub(m.At) <= burstWindow && (version || stable) && !trivial(m.Class) && !slices.Contains(tags, m.Tag) {
+			tags = append(tags, m.Tag)
+		}
+	}
+	slices.Sort(tags)
+	return tags[:min(len(tags), tagsMost)]
+}
+
+// tagsMost bounds the tags that an event names.
+const tagsMost = 100
+
+// aliases returns the other full versions, of other numbers, whose head is the digest
+// too. Tags that were like that when they were seen first are no sign of anything: one
+// of the two must have moved.
+func (t *turn) aliases(n Neighbourhood, moved bool) []string {
+	core := versionCore(t.ref.Tag)
+	if core == "" {
+		return nil
+	}
+	var tags []string
+	for _, tag := range n.Same {
+		other := versionCore(tag)
+		lately := slices.ContainsFunc(n.Recent, func(m SiblingMove) bool { return m.Tag == tag })
+		if other != "" && other != core && (moved || lately) {
+			tags = append(tags, tag)
+		}
+	}
+	slices.Sort(tags)
+	return tags[:min(len(tags), tagsMost)]
+}
+
+var coreShape = regexp.MustCompile(`^v?([0-9]+\.[0-9]+\.[0-9]+(\.[0-9]+)?)`)
+
+// versionCore is the number of a full version, "" of other tags: a date may well be
+// another name of a version.
+func versionCore(tag string) string {
+	if !versionShape.MatchString(tag) {
+		return ""
+	}
+	return coreShape.FindStringSubmatch(tag)[1]
+}
+
+// FullVersion tells whether a tag looks like one that is never to be moved.
+func FullVersion(tag string) bool { return fullVersion(tag) }

@@ -1,0 +1,109 @@
+package sqlite
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"tidemark/audit"
+)
+
+// neighbours tells what is known of the repository of a ref that moves to a digest.
+func neighbours(ctx context.Context, q querier, id int64, ref audit.Ref, d digest.Digest, now time.Time) (n audit.Neighbourhood, err error) {
+	err = errors.Join(
+		own(ctx, q, id, &n),
+		sameHead(ctx, q, id, ref, d, &n),
+		recentMoves(ctx, q, id, ref, now, &n),
+		customs(ctx, q, ref, now, &n),
+	)
+	return n, err
+}
+
+func own(ctx context.Context, q querier, id int64, n *audit.Neighbourhood) error {
+	var stints, first int64
+	err := q.QueryRowContext(ctx, "SELECT count(*), coalesce(min(first_seen), 0) FROM tag_interval WHERE ref_id = ?", id).Scan(&stints, &first)
+	if stints > 0 {
+		n.Moves, n.Since = int(stints-1), fromMillis(first)
+	}
+	return err
+}
+
+func sameHead(ctx context.Context, q querier, id int64, ref audit.Ref, d digest.Digest, n *audit.Neighbourhood) error {
+	rows, err := q.QueryContext(ctx, `SELECT r.tag FROM ref r JOIN tag_state t ON t.ref_id = r.id
+		WHERE r.upstream = ? AND r.repository = ? AND t.head_digest = ? AND t.deleted_at IS NULL AND r.id <> ? ORDER BY r.tag`, ref.Upstream, ref.Repository, d, id)
+	if err != nil {
+		return err
+	}
+	n.Same, err = texts(rows)
+	return err
+}
+
+func recentMoves(ctx context.Context, q querier, id int64, ref audit.Ref, now time.Time, n *audit.Neighbourhood) error {
+	rows, err := q.QueryContext(ctx, `SELECT r.tag, i.first_seen, (SELECT max(p.first_seen) FROM tag_interval p WHERE p.ref_id = i.ref_id AND p.leaf_idx < i.leaf_idx) AS before, l.body
+		FROM ref r JOIN tag_interval i ON i.ref_id = r.id JOIN log_leaf l ON l.idx = i.leaf_idx
+		WHERE r.upstream = ? AND r.repository = ? AND r.id <> ? AND i.first_seen >= ? AND before IS NOT NULL
+			AND i.leaf_idx = (SELECT max(leaf_idx) FROM tag_interval WHERE ref_id = r.id)`, ref.Upstream, ref.Repository, id, millis(now.Add(-24*time.Hour)))
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var m audit.SiblingMove
+		var at, before int64
+		var leaf []byte
+		if err := rows.Scan(&m.Tag, &at, &before, &leaf); err != nil {
+			return err
+		}
+		var e struct {
+			Class audit.Class `json:"class"`
+		}
+		if err := json.Unmarshal(leaf, &e); err != nil {
+			return err
+		}
+		m.At, m.Stood, m.Class = fromMillis(at), time.Duration(at-before)*time.Millisecond, e.Class
+		n.Recent = append(n.Recent, m)
+	}
+	return rows.Err()
+}
+
+// customs tells what is usual in a repository, from what happened there more than an
+// hour ago.
+func customs(ctx context.Context, q querier, ref audit.Ref, now time.Time, n *audit.Neighbourhood) error {
+	rows, err := q.QueryContext(ctx, `SELECT r.tag, i.first_seen FROM ref r JOIN tag_interval i ON i.ref_id = r.id
+		WHERE r.upstream = ? AND r.repository = ? AND i.first_seen < ?
+			AND EXISTS (SELECT 1 FROM tag_interval p WHERE p.ref_id = i.ref_id AND p.leaf_idx < i.leaf_idx)`, ref.Upstream, ref.Repository, millis(now.Add(-time.Hour)))
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	hours := make(map[int64]int)
+	for rows.Next() {
+		var tag string
+		var at int64
+		if err := rows.Scan(&tag, &at); err != nil {
+			return err
+		}
+		if audit.FullVersion(tag) {
+			n.MovedVersions++
+		}
+		hours[at/time.Hour.Milliseconds()]++
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	for _, moves := range hours {
+		if moves >= 3 {
+			n.Bursts++
+		}
+	}
+	var last int64
+	err = q.QueryRowContext(ctx, `SELECT coalesce(max(l.at), 0) FROM log_leaf l JOIN ref r ON r.id = l.ref_id
+		WHERE l.type = ? AND r.upstream = ? AND r.repository = ?`, string(audit.Burst), ref.Upstream, ref.Repository).Scan(&last)
+	if last > 0 {
+		n.LastBurst = fromMillis(last)
+	}
+	return err
+}
