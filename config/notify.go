@@ -14,16 +14,25 @@ type Notify struct {
 	// Name is what logs, metrics and the outbox call it: what was not delivered
 	// waits under this name.
 	Name string `yaml:"name"`
-	// Type is webhook, slack, teams, discord, ntfy, file, stdout or exec.
+	// Type is webhook, slack, teams, discord, ntfy, matrix, alertmanager, smtp, syslog, file, stdout or exec.
 	Type string `yaml:"type"`
 	// URL is the address that is posted to. What of it may be secret is not shown.
 	URL Webhook `yaml:"url"`
 	// SecretFile holds the keys that sign a webhook, one a line (Standard Webhooks:
-	// whsec_ for HMAC, whsk_ for ed25519), or the access token of ntfy.
+	// whsec_ for HMAC, whsk_ for ed25519), the access token of ntfy or matrix, or the
+	// password of smtp.
 	SecretFile string `yaml:"secret_file"`
 	Secret     Secret `yaml:"-"` // read from SecretFile
-	// Format of a webhook is cloudevents, or plain: title and text, for people.
+	// Format of a webhook is cloudevents, or plain: title and text, for people; of syslog
+	// it is json, cef, ecs or ocsf.
 	Format string `yaml:"format"`
+	// Room is the ID of a room of matrix, such as !abc:example.org.
+	Room string `yaml:"room"`
+	// From and To are the addresses of mail, and Username who sends it, if the server
+	// wants to know.
+	From     string   `yaml:"from"`
+	To       []string `yaml:"to"`
+	Username string   `yaml:"username"`
 	// Path is the file that events are added to, one a line.
 	Path string `yaml:"path"`
 	// Command is the program that is called, and its arguments; no shell is involved.
@@ -48,17 +57,21 @@ type Notify struct {
 
 // The types of Notify.
 const (
-	NotifyWebhook = "webhook"
-	NotifySlack   = "slack"
-	NotifyTeams   = "teams"
-	NotifyDiscord = "discord"
-	NotifyNtfy    = "ntfy"
-	NotifyFile    = "file"
-	NotifyStdout  = "stdout"
-	NotifyExec    = "exec"
+	NotifyWebhook      = "webhook"
+	NotifySlack        = "slack"
+	NotifyTeams        = "teams"
+	NotifyDiscord      = "discord"
+	NotifyNtfy         = "ntfy"
+	NotifyMatrix       = "matrix"
+	NotifySMTP         = "smtp"
+	NotifySyslog       = "syslog"
+	NotifyAlertmanager = "alertmanager"
+	NotifyFile         = "file"
+	NotifyStdout       = "stdout"
+	NotifyExec         = "exec"
 )
 
-var notifyTypes = []string{NotifyWebhook, NotifySlack, NotifyTeams, NotifyDiscord, NotifyNtfy, NotifyFile, NotifyStdout, NotifyExec}
+var notifyTypes = []string{NotifyWebhook, NotifySlack, NotifyTeams, NotifyDiscord, NotifyNtfy, NotifyMatrix, NotifyAlertmanager, NotifySMTP, NotifySyslog, NotifyFile, NotifyStdout, NotifyExec}
 
 // The values of GroupBy.
 const (
@@ -91,30 +104,19 @@ func (n *Notify) validate(d *decoder, path string) {
 		d.fail(path+".type", nil, "%q is not one of %s", n.Type, strings.Join(notifyTypes, ", "))
 		return
 	}
-	posts := n.Type != NotifyFile && n.Type != NotifyStdout && n.Type != NotifyExec
-	for _, k := range []struct {
-		key         string
-		given, fits bool
-		needed      bool
-	}{
-		{"url", n.URL != "", posts, posts},
-		{"secret_file", n.SecretFile != "", n.Type == NotifyWebhook || n.Type == NotifyNtfy, false},
-		{"format", n.Format != "", n.Type == NotifyWebhook, false},
-		{"path", n.Path != "", n.Type == NotifyFile, n.Type == NotifyFile},
-		{"command", len(n.Command) > 0, n.Type == NotifyExec, n.Type == NotifyExec},
-	} {
-		switch {
-		case k.given && !k.fits:
-			d.failQuietly(path+"."+k.key, fmt.Sprintf("type %s has no use for it", n.Type))
-		case !k.given && k.needed:
-			d.fail(path+"."+k.key, nil, "type %s needs it", n.Type)
-		}
+	n.validateKeys(d, path)
+	schemes := []string{"http", "https"}
+	switch n.Type {
+	case NotifySMTP:
+		schemes = []string{"smtp", "smtps"}
+	case NotifySyslog:
+		schemes = []string{"udp", "tcp", "tls"}
 	}
-	if u, err := url.Parse(string(n.URL)); n.URL != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
-		d.failQuietly(path+".url", "want an address such as https://hooks.example/tidemark")
+	if u, err := url.Parse(string(n.URL)); n.URL != "" && (err != nil || u.Host == "" || !slices.Contains(schemes, u.Scheme)) {
+		d.failQuietly(path+".url", fmt.Sprintf("want an address such as %s://hooks.example", strings.Join(schemes, ":// or ")))
 	}
-	if n.Format != "" && n.Format != "cloudevents" && n.Format != "plain" {
-		d.fail(path+".format", nil, "%q is neither cloudevents nor plain", n.Format)
+	if formats := map[string][]string{NotifyWebhook: {"cloudevents", "plain"}, NotifySyslog: {"json", "cef", "ecs", "ocsf"}}[n.Type]; n.Format != "" && formats != nil && !slices.Contains(formats, n.Format) {
+		d.fail(path+".format", nil, "%q is not one of %s", n.Format, strings.Join(formats, ", "))
 	}
 	if n.GroupBy != "" && n.GroupBy != GroupRepository && n.GroupBy != GroupNone {
 		d.fail(path+".group_by", nil, "%q is neither %s nor %s", n.GroupBy, GroupRepository, GroupNone)
@@ -123,6 +125,32 @@ func (n *Notify) validate(d *decoder, path string) {
 		var err error
 		if n.Secret, err = readSecret(n.SecretFile); err != nil {
 			d.fail(path+".secret_file", nil, "%v", err)
+		}
+	}
+}
+
+// validateKeys tells which keys are missing, and which the type has no use for.
+func (n *Notify) validateKeys(d *decoder, path string) {
+	is := func(types ...string) bool { return slices.Contains(types, n.Type) }
+	for _, k := range []struct {
+		key                 string
+		given, fits, needed bool
+	}{
+		{"url", n.URL != "", !is(NotifyFile, NotifyStdout, NotifyExec), !is(NotifyFile, NotifyStdout, NotifyExec)},
+		{"secret_file", n.SecretFile != "", is(NotifyWebhook, NotifyNtfy, NotifyMatrix) || is(NotifySMTP) && n.Username != "", is(NotifyMatrix) || is(NotifySMTP) && n.Username != ""},
+		{"format", n.Format != "", is(NotifyWebhook, NotifySyslog), false},
+		{"path", n.Path != "", is(NotifyFile), is(NotifyFile)},
+		{"command", len(n.Command) > 0, is(NotifyExec), is(NotifyExec)},
+		{"room", n.Room != "", is(NotifyMatrix), is(NotifyMatrix)},
+		{"from", n.From != "", is(NotifySMTP), is(NotifySMTP)},
+		{"to", len(n.To) > 0, is(NotifySMTP), is(NotifySMTP)},
+		{"username", n.Username != "", is(NotifySMTP), false},
+	} {
+		switch {
+		case k.given && !k.fits:
+			d.failQuietly(path+"."+k.key, fmt.Sprintf("type %s has no use for it", n.Type))
+		case !k.given && k.needed:
+			d.fail(path+"."+k.key, nil, "type %s needs it", n.Type)
 		}
 	}
 }

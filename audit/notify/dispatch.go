@@ -88,8 +88,10 @@ var schedule = []time.Duration{
 	0, 5 * time.Second, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 5 * time.Hour, 10 * time.Hour, 14 * time.Hour, 20 * time.Hour, 24 * time.Hour,
 }
 
+// SendTimeout is what a sink is given to take a message.
+const SendTimeout = 20 * time.Second
+
 const (
-	sendTimeout = 20 * time.Second
 	lettersMost = 500 // looked at in one go
 	itemsMost   = 50  // in a message
 	parallel    = 4   // messages of one sink that are under way
@@ -252,7 +254,7 @@ func (d *Dispatcher) deliver(ctx context.Context, r Route, b *batch) (done bool,
 		}
 	}
 	d.count(ctx, b.items)
-	sctx, cancel := context.WithTimeout(ctx, sendTimeout)
+	sctx, cancel := context.WithTimeout(ctx, SendTimeout)
 	defer cancel()
 	serr := r.Sink.Send(sctx, Message{ID: b.id + "." + r.Name, Origin: d.o.Origin, Items: b.items, Digest: b.digest})
 	if ctx.Err() != nil {

@@ -36,7 +36,16 @@ const afterMost = 24 * time.Hour
 
 // Post sends a body. An error is a *Failure.
 func (p *Poster) Post(ctx context.Context, head http.Header, body []byte) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.address.String(), bytes.NewReader(body))
+	return p.send(ctx, http.MethodPost, p.address, head, body)
+}
+
+// Put is Post with PUT, to a path below the address.
+func (p *Poster) Put(ctx context.Context, head http.Header, body []byte, path ...string) error {
+	return p.send(ctx, http.MethodPut, p.address.JoinPath(path...), head, body)
+}
+
+func (p *Poster) send(ctx context.Context, method string, to *url.URL, head http.Header, body []byte) error {
+	req, err := http.NewRequestWithContext(ctx, method, to.String(), bytes.NewReader(body))
 	if err != nil {
 		return &Failure{Err: errors.New("the address cannot be posted to")}
 	}

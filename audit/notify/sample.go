@@ -59,7 +59,7 @@ func (d *Dispatcher) Test(ctx context.Context, sink, sample string) error {
 		}
 		m.Items = append(m.Items, Item{Index: -1, Leaf: leaf, Event: e, Clients: -1})
 	}
-	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+	ctx, cancel := context.WithTimeout(ctx, SendTimeout)
 	defer cancel()
 	return d.o.Routes[i].Sink.Send(ctx, m)
 }

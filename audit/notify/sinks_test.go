@@ -4,10 +4,13 @@ import (
 	"encoding/json"
 	"flag"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -17,11 +20,14 @@ import (
 	"tidemark/audit"
 	"tidemark/audit/audittest"
 	"tidemark/audit/notify"
+	"tidemark/audit/notify/alertmanager"
 	"tidemark/audit/notify/discord"
 	"tidemark/audit/notify/exec"
 	"tidemark/audit/notify/jsonl"
+	"tidemark/audit/notify/matrix"
 	"tidemark/audit/notify/ntfy"
 	"tidemark/audit/notify/slack"
+	"tidemark/audit/notify/syslog"
 	"tidemark/audit/notify/teams"
 )
 
@@ -84,10 +90,12 @@ func TestPayloads(t *testing.T) {
 	}))
 	defer s.Close()
 	for name, open := range map[string]func() (notify.Sink, error){
-		"slack.json":   func() (notify.Sink, error) { return slack.New(s.URL) },
-		"teams.json":   func() (notify.Sink, error) { return teams.New(s.URL) },
-		"discord.json": func() (notify.Sink, error) { return discord.New(s.URL) },
-		"ntfy.txt":     func() (notify.Sink, error) { return ntfy.New(s.URL+"/topic", "tk_secret\n") },
+		"slack.json":        func() (notify.Sink, error) { return slack.New(s.URL) },
+		"teams.json":        func() (notify.Sink, error) { return teams.New(s.URL) },
+		"discord.json":      func() (notify.Sink, error) { return discord.New(s.URL) },
+		"matrix.json":       func() (notify.Sink, error) { return matrix.New(s.URL, "!abc:example.org", "tk_secret") },
+		"alertmanager.json": func() (notify.Sink, error) { return alertmanager.New(s.URL) },
+		"ntfy.txt":          func() (notify.Sink, error) { return ntfy.New(s.URL+"/topic", "tk_secret\n") },
 	} {
 		sink, err := open()
 		if err != nil {
@@ -169,5 +177,66 @@ func TestProgramIsCalled(t *testing.T) {
 	}
 	if err := failing.Send(t.Context(), sample(t)); err == nil || !strings.Contains(err.Error(), "disk is full") {
 		t.Errorf("a program that failed: %v", err)
+	}
+}
+
+// Over TCP each message is framed, over UDP it is a packet; in every format it is one
+// line that begins as RFC 5424 has it.
+func TestSyslog(t *testing.T) {
+	for _, format := range syslog.Formats {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make(chan string, 1)
+		go func() {
+			c, err := l.Accept()
+			if err != nil {
+				got <- err.Error()
+				return
+			}
+			defer c.Close()
+			b, _ := io.ReadAll(c)
+			got <- string(b)
+		}()
+		sink, err := syslog.New("tcp://"+l.Addr().String(), format)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := sink.Send(t.Context(), sample(t)); err != nil {
+			t.Fatal(err)
+		}
+		frame := <-got
+		l.Close()
+		length, line, _ := strings.Cut(frame, " ")
+		m := regexp.MustCompile(`^<108>1 2026-04-22T12:41:07\.000Z \S+ tidemark - tag\.held - (.*)$`).FindStringSubmatch(line)
+		if length != strconv.Itoa(len(line)) || m == nil {
+			t.Fatalf("%s: %q", format, frame)
+		}
+		golden(t, "syslog-"+format+".txt", []byte(m[1]+"\n"))
+	}
+	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer packets.Close()
+	sink, err := syslog.New("udp://"+packets.LocalAddr().String(), syslog.CEF)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sink.Send(t.Context(), sample(t)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 64<<10)
+	n, _, err := packets.ReadFrom(buf)
+	if err != nil || !strings.HasPrefix(string(buf[:n]), "<108>1 ") {
+		t.Errorf("%q, %v", buf[:n], err)
+	}
+	down, err := syslog.New("tcp://127.0.0.1:1", syslog.JSON)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := down.Send(t.Context(), sample(t)); err == nil {
+		t.Error("nobody is there, and it was taken")
 	}
 }

@@ -11,11 +11,15 @@ import (
 
 	"tidemark/audit"
 	"tidemark/audit/notify"
+	"tidemark/audit/notify/alertmanager"
 	"tidemark/audit/notify/discord"
 	"tidemark/audit/notify/exec"
 	"tidemark/audit/notify/jsonl"
+	"tidemark/audit/notify/matrix"
 	"tidemark/audit/notify/ntfy"
 	"tidemark/audit/notify/slack"
+	"tidemark/audit/notify/smtp"
+	"tidemark/audit/notify/syslog"
 	"tidemark/audit/notify/teams"
 	"tidemark/audit/notify/webhook"
 	"tidemark/config"
@@ -86,6 +90,14 @@ func sinkOf(n config.Notify) (notify.Sink, error) {
 		return discord.New(string(n.URL))
 	case config.NotifyNtfy:
 		return ntfy.New(string(n.URL), string(n.Secret))
+	case config.NotifyMatrix:
+		return matrix.New(string(n.URL), n.Room, string(n.Secret))
+	case config.NotifyAlertmanager:
+		return alertmanager.New(string(n.URL))
+	case config.NotifySMTP:
+		return smtp.New(string(n.URL), n.From, n.To, n.Username, string(n.Secret))
+	case config.NotifySyslog:
+		return syslog.New(string(n.URL), n.Format)
 	case config.NotifyFile:
 		return jsonl.New(n.Path), nil
 	case config.NotifyStdout:
