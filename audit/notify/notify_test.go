@@ -54,6 +54,13 @@ func (s *scripted) Send(ctx context.Context, m notify.Message) error {
 	return err
 }
 
+// so returns how often the sink was tried so far, and what it has since when.
+func (s *scripted) so() (tries int, got []notify.Message, at []time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tries, slices.Clone(s.got), slices.Clone(s.at)
+}
+
 // house is a ledger with sinks, in the time of a synctest bubble.
 type house struct {
 	t      *testing.T
@@ -235,8 +242,8 @@ func TestGoneSinkIsLeftAlone(t *testing.T) {
 		h.see(audittest.Ref("a"), "one")
 		h.see(audittest.Ref("a"), "two")
 		time.Sleep(50 * time.Hour)
-		if s.tries != 1 {
-			t.Errorf("%d attempts, want 1", s.tries)
+		if tries, _, _ := s.so(); tries != 1 {
+			t.Errorf("%d attempts, want 1", tries)
 		}
 		h.stop()
 		h.start()
@@ -289,8 +296,9 @@ func TestMessagesAreFew(t *testing.T) {
 		h.see(fixed, "two") // against its rule
 		time.Sleep(20 * time.Minute)
 		titles := func() (out []string) {
-			for i, m := range s.got {
-				out = append(out, fmt.Sprintf("%v %s", s.at[i].Sub(began).Round(time.Minute), m.Title()))
+			_, got, at := s.so()
+			for i, m := range got {
+				out = append(out, fmt.Sprintf("%v %s", at[i].Sub(began).Round(time.Minute), m.Title()))
 			}
 			return out
 		}
