@@ -282,7 +282,10 @@ func (w *Watcher) ask(ctx context.Context, name string, q *queue, it *item) {
 	if ctx.Err() != nil {
 		return
 	}
-	interval, ierr := w.interval(ctx, it.ref, it.clients)
+	w.mu.Lock()
+	clients := it.clients
+	w.mu.Unlock()
+	interval, ierr := w.interval(ctx, it.ref, clients)
 	if ierr != nil {
 		w.log.Warn().Err(ierr).Str("ref", it.ref.String()).Msg("how often a tag moves could not be read; it is asked about as one never seen")
 		interval = w.o.Pace.Base
