@@ -12,10 +12,10 @@ import (
 // versions that should differ; neither shows in a single tag (AUDIT.md, A2, A8.4).
 
 const (
-	burstWindow  = time.Hour
-	burstRefs    = 3                   // that move within it
+	BurstWindow  = time.Hour
+	BurstRefs    = 3                   // that move within it
 	burstStable  = 30 * 24 * time.Hour // and stood for so long before, or are full versions
-	aliasWindow  = 24 * time.Hour      // after a move in which a new tag with its digest is suspicious
+	AliasWindow  = 24 * time.Hour      // after a move in which a new tag with its digest is suspicious
 	learnedMoves = 2                   // of full versions, or hours in which many tags moved: then it is the custom here
 )
 
@@ -25,10 +25,10 @@ type Neighbourhood struct {
 	Since time.Time // when it was first seen
 
 	Same   []string      // other tags whose head is the new digest
-	Recent []SiblingMove // of other tags, within aliasWindow, each tag's last
+	Recent []SiblingMove // of other tags, within AliasWindow, each tag's last
 
 	// MovedVersions is how often full versions moved here, Bursts how many hours saw
-	// burstRefs tags move, before burstWindow. LastBurst is when one was told last.
+	// BurstRefs tags move, before BurstWindow. LastBurst is when one was told last.
 	MovedVersions int
 	Bursts        int
 	LastBurst     time.Time
@@ -48,14 +48,17 @@ func (t *turn) judge(e *Event) (more []Event) {
 	if t.r.Neighbours == nil || e.New == nil || e.Old != nil && e.Old.Digest == e.New.Digest {
 		return nil
 	}
-	n := t.r.Neighbours(e.New.Digest, t.now)
 	moved := e.Type != FirstSeen
+	if !moved && versionCore(t.ref.Tag) == "" {
+		return nil // it can be no alias
+	}
+	n := t.r.Neighbours(e.New.Digest, t.now)
 	if moved {
 		e.Signals = slices.Clone(e.Signals)
 		if stood := t.now.Sub(n.Since); n.Moves == 0 && stood >= burstStable {
 			e.Signals = append(e.Signals, fmt.Sprintf("never_moved_before:%dd", stood/(24*time.Hour)))
 		}
-		if fullVersion(t.ref.Tag) && n.MovedVersions < learnedMoves {
+		if FullVersion(t.ref.Tag) && n.MovedVersions < learnedMoves {
 			e.Signals = append(e.Signals, "full_version_tag")
 		}
 	}
@@ -71,9 +74,9 @@ func (t *turn) judge(e *Event) (more []Event) {
 	stood := t.now.Sub(t.r.State.HeadSince)
 	self := SiblingMove{Tag: t.ref.Tag, At: t.now, Stood: stood, Class: e.Class}
 	tags := burst(n, self, t.now)
-	if len(tags) >= burstRefs {
+	if len(tags) >= BurstRefs {
 		e.Signals = append(e.Signals, fmt.Sprintf("burst:%d", len(tags)))
-		if t.now.Sub(n.LastBurst) > burstWindow {
+		if t.now.Sub(n.LastBurst) > BurstWindow {
 			more = append(more, Event{Type: Burst, Old: e.Old, New: e.New, Tags: tags})
 		}
 	}
@@ -90,9 +93,9 @@ func trivial(c Class) bool {
 func burst(n Neighbourhood, self SiblingMove, now time.Time) []string {
 	var tags []string
 	for _, m := range append([]SiblingMove{self}, n.Recent...) {
-		version := fullVersion(m.Tag) && n.MovedVersions < learnedMoves
+		version := FullVersion(m.Tag) && n.MovedVersions < learnedMoves
 		stable := m.Stood >= burstStable && n.Bursts < learnedMoves
-		if now.Sub(m.At) <= burstWindow && (version || stable) && !trivial(m.Class) && !slices.Contains(tags, m.Tag) {
+		if now.Sub(m.At) <= BurstWindow && (version || stable) && !trivial(m.Class) && !slices.Contains(tags, m.Tag) {
 			tags = append(tags, m.Tag)
 		}
 	}
@@ -133,6 +136,3 @@ func versionCore(tag string) string {
 	}
 	return coreShape.FindStringSubmatch(tag)[1]
 }
-
-// FullVersion tells whether a tag looks like one that is never to be moved.
-func FullVersion(tag string) bool { return fullVersion(tag) }

@@ -16,11 +16,9 @@ type Recipient struct {
 type Letter struct {
 	Index    int64
 	Leaf     []byte
-	Ref      Ref       // zero when it is about no single ref
-	Batch    string    // the message that it is part of, "" until it was tried for the first time
-	Attempts int       // that failed
-	First    time.Time // when it was tried first, zero if it was not
-	At       time.Time // not before
+	Ref      Ref    // zero when it is about no single ref
+	Batch    string // the message that it is part of, "" until it was tried for the first time
+	Attempts int    // that failed
 }
 
 // A Delivery is what became of the letters of a message.
@@ -45,7 +43,7 @@ type Outbox interface {
 
 	// Seal makes letters one message, durably, before it is tried for the first time:
 	// what is tried again after a crash is the same message.
-	Seal(ctx context.Context, sink, batch string, indexes []int64, now time.Time) error
+	Seal(ctx context.Context, sink, batch string, indexes []int64) error
 
 	// Settle records what became of a message, durably.
 	Settle(ctx context.Context, d Delivery) error

@@ -361,7 +361,7 @@ func (p *Policy) Rule(ref Ref) *Rule {
 }
 
 func (r *Rule) matches(ref Ref) bool {
-	return (r.fullVersion == nil || *r.fullVersion == fullVersion(ref.Tag)) &&
+	return (r.fullVersion == nil || *r.fullVersion == FullVersion(ref.Tag)) &&
 		(r.tag == nil || r.tag.MatchString(ref.Tag)) && r.match.Matches(ref)
 }
 
@@ -372,8 +372,8 @@ var (
 	dateShape    = regexp.MustCompile(`^(19|20)[0-9]{2}(-?)(0[1-9]|1[0-2])(-?)(0[1-9]|[12][0-9]|3[01])$`)
 )
 
-// fullVersion tells whether a tag looks like one that is never to be moved.
-func fullVersion(tag string) bool {
+// FullVersion tells whether a tag looks like one that is never to be moved.
+func FullVersion(tag string) bool {
 	if versionShape.MatchString(tag) {
 		return true
 	}

@@ -95,7 +95,7 @@ const (
 	lettersMost = 500 // looked at in one go
 	itemsMost   = 50  // in a message
 	parallel    = 4   // messages of one sink that are under way
-	breakAfter  = 5   // failures in a row, after which a sink is left alone for
+	breakAfter  = 5   // messages not taken in a row, after which a sink is left alone for
 	breakFor    = time.Minute
 	idle        = time.Hour // without letters, when nobody wakes
 	storeRetry  = 10 * time.Second
@@ -114,7 +114,6 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 
 // serve delivers to one sink until ctx ends, or nobody is there any more.
 func (d *Dispatcher) serve(ctx context.Context, r Route, grown <-chan struct{}) {
-	failures := 0
 	for ctx.Err() == nil {
 		wait, failed, err := d.round(ctx, r)
 		var gone *Failure
@@ -126,11 +125,8 @@ func (d *Dispatcher) serve(ctx context.Context, r Route, grown <-chan struct{}) 
 			d.o.Log.Warn().Err(err).Str("sink", r.Name).Msg("the outbox could not be read or written; it is tried again")
 			wait = storeRetry
 		}
-		if failures += failed; failed == 0 {
-			failures = 0
-		}
 		wake := grown
-		if failures >= breakAfter {
+		if failed >= breakAfter {
 			wait = max(wait, breakFor+rand.N(breakFor/4))
 			wake = nil // new letters do not shorten that
 		}
@@ -155,17 +151,27 @@ func (d *Dispatcher) round(ctx context.Context, r Route) (wait time.Duration, fa
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)
 	var mu sync.Mutex
+	broken := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return failed >= breakAfter
+	}
 	for _, lane := range lanes {
 		g.Go(func() error {
 			for _, b := range lane {
+				if broken() {
+					return nil // the rest need not find out each by itself
+				}
 				taken, err := d.deliver(gctx, r, b)
 				if err != nil {
 					return err
 				}
+				mu.Lock()
+				if failed++; taken {
+					failed = 0
+				}
+				mu.Unlock()
 				if !taken {
-					mu.Lock()
-					failed++
-					mu.Unlock()
 					return nil // what follows waits for it
 				}
 			}
@@ -249,7 +255,7 @@ func (d *Dispatcher) deliver(ctx context.Context, r Route, b *batch) (done bool,
 		for _, i := range b.items {
 			indexes = append(indexes, i.Index)
 		}
-		if err := d.o.Outbox.Seal(ctx, r.Name, b.id, indexes, now); err != nil {
+		if err := d.o.Outbox.Seal(ctx, r.Name, b.id, indexes); err != nil {
 			return false, err
 		}
 	}

@@ -3,6 +3,7 @@ package notify
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -13,8 +14,8 @@ import (
 	"tidemark/audit"
 )
 
-// Samples are events that a sink can be tried with, by name.
-var Samples = map[string]func(now time.Time) []audit.Event{
+// samples are events that a sink can be tried with, by name.
+var samples = map[string]func(now time.Time) []audit.Event{
 	"kics": kics,
 	"move": func(now time.Time) []audit.Event { return kics(now)[:1] },
 }
@@ -42,26 +43,29 @@ func kics(now time.Time) []audit.Event {
 	return out
 }
 
-// Test sends a sample to a sink at once, past the outbox, as a message of its own. Its
-// title says that it is a test.
-func (d *Dispatcher) Test(ctx context.Context, sink, sample string) error {
+// Samples are the names of what a sink can be tried with.
+func (d *Dispatcher) Samples() []string { return slices.Sorted(maps.Keys(samples)) }
+
+// Test sends a sample to a sink at once, past the outbox, as a message of its own, and
+// tells how many events it was. Its title says that it is a test.
+func (d *Dispatcher) Test(ctx context.Context, sink, sample string) (int, error) {
 	i := slices.IndexFunc(d.o.Routes, func(r Route) bool { return r.Name == sink })
-	events := Samples[sample]
+	events := samples[sample]
 	if i < 0 || events == nil {
-		return fmt.Errorf("there is no sink %q, or no sample %q", sink, sample)
+		return 0, fmt.Errorf("there is no sink %q, or no sample %q", sink, sample)
 	}
 	m := Message{ID: "test-" + uuid.NewString() + "." + sink, Origin: d.o.Origin, Test: true}
 	for _, e := range events(time.Now().UTC().Truncate(time.Millisecond)) {
 		e.ID = uuid.New()
 		leaf, err := e.Leaf()
 		if err != nil {
-			return err
+			return 0, err
 		}
 		m.Items = append(m.Items, Item{Index: -1, Leaf: leaf, Event: e, Clients: -1})
 	}
 	ctx, cancel := context.WithTimeout(ctx, SendTimeout)
 	defer cancel()
-	return d.o.Routes[i].Sink.Send(ctx, m)
+	return len(m.Items), d.o.Routes[i].Sink.Send(ctx, m)
 }
 
 // Sinks are the names of those that are told.

@@ -13,12 +13,10 @@ import (
 
 // neighbours tells what is known of the repository of a ref that moves to a digest.
 func neighbours(ctx context.Context, q querier, id int64, ref audit.Ref, d digest.Digest, now time.Time) (n audit.Neighbourhood, err error) {
-	err = errors.Join(
-		own(ctx, q, id, &n),
-		sameHead(ctx, q, id, ref, d, &n),
-		recentMoves(ctx, q, id, ref, now, &n),
-		customs(ctx, q, ref, now, &n),
-	)
+	err = errors.Join(sameHead(ctx, q, id, ref, d, &n), recentMoves(ctx, q, id, ref, now, &n))
+	if id != 0 && err == nil { // a tag that is seen first did not move
+		err = errors.Join(own(ctx, q, id, &n), customs(ctx, q, ref, now, &n))
+	}
 	return n, err
 }
 
@@ -45,7 +43,7 @@ func recentMoves(ctx context.Context, q querier, id int64, ref audit.Ref, now ti
 	rows, err := q.QueryContext(ctx, `SELECT r.tag, i.first_seen, (SELECT max(p.first_seen) FROM tag_interval p WHERE p.ref_id = i.ref_id AND p.leaf_idx < i.leaf_idx) AS before, l.body
 		FROM ref r JOIN tag_interval i ON i.ref_id = r.id JOIN log_leaf l ON l.idx = i.leaf_idx
 		WHERE r.upstream = ? AND r.repository = ? AND r.id <> ? AND i.first_seen >= ? AND before IS NOT NULL
-			AND i.leaf_idx = (SELECT max(leaf_idx) FROM tag_interval WHERE ref_id = r.id)`, ref.Upstream, ref.Repository, id, millis(now.Add(-24*time.Hour)))
+			AND i.leaf_idx = (SELECT max(leaf_idx) FROM tag_interval WHERE ref_id = r.id)`, ref.Upstream, ref.Repository, id, millis(now.Add(-audit.AliasWindow)))
 	if err != nil {
 		return err
 	}
@@ -74,7 +72,7 @@ func recentMoves(ctx context.Context, q querier, id int64, ref audit.Ref, now ti
 func customs(ctx context.Context, q querier, ref audit.Ref, now time.Time, n *audit.Neighbourhood) error {
 	rows, err := q.QueryContext(ctx, `SELECT r.tag, i.first_seen FROM ref r JOIN tag_interval i ON i.ref_id = r.id
 		WHERE r.upstream = ? AND r.repository = ? AND i.first_seen < ?
-			AND EXISTS (SELECT 1 FROM tag_interval p WHERE p.ref_id = i.ref_id AND p.leaf_idx < i.leaf_idx)`, ref.Upstream, ref.Repository, millis(now.Add(-time.Hour)))
+			AND EXISTS (SELECT 1 FROM tag_interval p WHERE p.ref_id = i.ref_id AND p.leaf_idx < i.leaf_idx)`, ref.Upstream, ref.Repository, millis(now.Add(-audit.BurstWindow)))
 	if err != nil {
 		return err
 	}
@@ -89,13 +87,13 @@ func customs(ctx context.Context, q querier, ref audit.Ref, now time.Time, n *au
 		if audit.FullVersion(tag) {
 			n.MovedVersions++
 		}
-		hours[at/time.Hour.Milliseconds()]++
+		hours[at/audit.BurstWindow.Milliseconds()]++
 	}
 	if err := rows.Err(); err != nil {
 		return err
 	}
 	for _, moves := range hours {
-		if moves >= 3 {
+		if moves >= audit.BurstRefs {
 			n.Bursts++
 		}
 	}

@@ -39,7 +39,7 @@ func putRecipients(ctx context.Context, tx *sql.Tx, refID, index int64, e audit.
 func (s *Store) Due(ctx context.Context, sink string, now time.Time, limit int) ([]audit.Letter, error) {
 	// A letter waits for a message about its ref that was tried and not taken yet.
 	rows, err := s.read.QueryContext(ctx, `
-		SELECT o.leaf_idx, l.body, coalesce(r.upstream, ''), coalesce(r.repository, ''), coalesce(r.tag, ''), coalesce(o.batch, ''), o.attempts, o.first_at, o.next_at
+		SELECT o.leaf_idx, l.body, coalesce(r.upstream, ''), coalesce(r.repository, ''), coalesce(r.tag, ''), coalesce(o.batch, ''), o.attempts
 		FROM outbox o JOIN log_leaf l ON l.idx = o.leaf_idx LEFT JOIN ref r ON r.id = o.ref_id
 		WHERE o.sink = ?1 AND o.dead = 0 AND o.next_at <= ?2 AND NOT EXISTS (
 			SELECT 1 FROM outbox p WHERE p.sink = ?1 AND p.dead = 0 AND p.ref_id = o.ref_id AND p.leaf_idx < o.leaf_idx
@@ -52,13 +52,8 @@ func (s *Store) Due(ctx context.Context, sink string, now time.Time, limit int) 
 	var out []audit.Letter
 	for rows.Next() {
 		var l audit.Letter
-		var first sql.NullInt64
-		var at int64
-		if err := rows.Scan(&l.Index, &l.Leaf, &l.Ref.Upstream, &l.Ref.Repository, &l.Ref.Tag, &l.Batch, &l.Attempts, &first, &at); err != nil {
+		if err := rows.Scan(&l.Index, &l.Leaf, &l.Ref.Upstream, &l.Ref.Repository, &l.Ref.Tag, &l.Batch, &l.Attempts); err != nil {
 			return nil, err
-		}
-		if l.At = fromMillis(at); first.Valid {
-			l.First = fromMillis(first.Int64)
 		}
 		out = append(out, l)
 	}
@@ -76,10 +71,10 @@ func (s *Store) NextDue(ctx context.Context, sink string) (time.Time, error) {
 }
 
 // Seal implements audit.Outbox.
-func (s *Store) Seal(ctx context.Context, sink, batch string, indexes []int64, now time.Time) error {
+func (s *Store) Seal(ctx context.Context, sink, batch string, indexes []int64) error {
 	return s.tx(ctx, func(tx *sql.Tx) error {
 		for _, i := range indexes {
-			if _, err := tx.ExecContext(ctx, "UPDATE outbox SET batch = ?, first_at = ? WHERE sink = ? AND leaf_idx = ? AND batch IS NULL", batch, millis(now), sink, i); err != nil {
+			if _, err := tx.ExecContext(ctx, "UPDATE outbox SET batch = ? WHERE sink = ? AND leaf_idx = ? AND batch IS NULL", batch, sink, i); err != nil {
 				return err
 			}
 		}
@@ -125,7 +120,7 @@ func (s *Store) Requeue(ctx context.Context, sink string, indexes []int64, now t
 	return s.tx(ctx, func(tx *sql.Tx) error {
 		for _, i := range indexes {
 			if _, err := tx.ExecContext(ctx, `INSERT INTO outbox (sink, leaf_idx, ref_id, next_at) SELECT ?, idx, ref_id, ? FROM log_leaf WHERE idx = ?
-				ON CONFLICT (sink, leaf_idx) DO UPDATE SET dead = 0, batch = NULL, attempts = 0, first_at = NULL, next_at = excluded.next_at, last_error = ''`,
+				ON CONFLICT (sink, leaf_idx) DO UPDATE SET dead = 0, batch = NULL, attempts = 0, next_at = excluded.next_at, last_error = ''`,
 				sink, millis(now), i); err != nil {
 				return err
 			}

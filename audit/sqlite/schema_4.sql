@@ -7,7 +7,6 @@ CREATE TABLE outbox (
   dead       INTEGER NOT NULL DEFAULT 0,
   batch      TEXT,             -- the message that it is part of, once that was tried
   attempts   INTEGER NOT NULL DEFAULT 0,
-  first_at   INTEGER,          -- when it was tried first
   next_at    INTEGER NOT NULL, -- not before
   last_error TEXT NOT NULL DEFAULT '',
   PRIMARY KEY (sink, leaf_idx)

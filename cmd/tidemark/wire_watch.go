@@ -40,8 +40,7 @@ func (s *server) lag() time.Duration {
 	if s.watcher == nil {
 		return 0
 	}
-	late, _ := s.watcher.Lag()
-	return late
+	return s.watcher.Lag()
 }
 
 // wireWatcher makes who asks about tags that nobody pulls, if anything is to be

@@ -15,8 +15,10 @@ import (
 type Notifier interface {
 	Sinks() []string
 
-	// Test sends a sample to a sink at once.
-	Test(ctx context.Context, sink, sample string) error
+	// Test sends a sample, one of Samples, to a sink at once, and tells how many events
+	// it was.
+	Test(ctx context.Context, sink, sample string) (events int, err error)
+	Samples() []string
 
 	// Wants tells whether a sink is told of an event.
 	Wants(sink string, e audit.Event) bool
@@ -62,17 +64,17 @@ func (h *Handler) notifyTest(r *http.Request) (any, error) {
 	if err := h.sink(in.Sink); err != nil {
 		return nil, err
 	}
-	switch in.Sample {
-	case "":
+	if in.Sample == "" {
 		in.Sample = "kics"
-	case "kics", "move":
-	default:
-		return nil, badRequest("sample %.100q is neither kics nor move", in.Sample)
 	}
-	if err := h.o.Notifier.Test(r.Context(), in.Sink, in.Sample); err != nil {
+	if samples := h.o.Notifier.Samples(); !slices.Contains(samples, in.Sample) {
+		return nil, badRequest("sample %.100q is not one of %s", in.Sample, strings.Join(samples, ", "))
+	}
+	n, err := h.o.Notifier.Test(r.Context(), in.Sink, in.Sample)
+	if err != nil {
 		return nil, &Error{http.StatusBadGateway, "not_taken", fmt.Sprintf("%s did not take it: %v", in.Sink, err)}
 	}
-	return NotifyResult{in.Sink, map[string]int{"kics": 5, "move": 1}[in.Sample]}, nil
+	return NotifyResult{in.Sink, n}, nil
 }
 
 // replayMost bounds what a sink is told again in one go.

@@ -44,7 +44,7 @@ type Options struct {
 // A Source is what is known of tags: the ledger's store.
 type Source interface {
 	// Pulled returns the refs that clients pulled since a time.
-	Pulled(ctx context.Context, since time.Time) ([]Pulled, error)
+	Pulled(ctx context.Context, since time.Time) ([]audit.Pulled, error)
 
 	// Known returns the repositories of which a tag is known.
 	Known(ctx context.Context) ([]audit.Ref, error)
@@ -52,9 +52,6 @@ type Source interface {
 	// Moves tells how often a ref moved, and since when it is known; zero if it is not.
 	Moves(ctx context.Context, ref audit.Ref) (moves int, since time.Time, err error)
 }
-
-// Pulled is a ref that clients pulled.
-type Pulled = audit.Pulled
 
 // A Watcher asks about tags. Create it with New and call Run, once.
 type Watcher struct {
@@ -126,19 +123,17 @@ func (w *Watcher) Run(ctx context.Context) error {
 	}
 }
 
-// Lag is by how much the most overdue question is late, and how many tags are
-// watched.
-func (w *Watcher) Lag() (late time.Duration, refs int) {
+// Lag is by how much the most overdue question is late.
+func (w *Watcher) Lag() (late time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := time.Now()
 	for _, q := range w.upstreams {
-		refs += len(q.byRef)
 		if len(q.items) > 0 {
 			late = max(late, now.Sub(q.items[0].due))
 		}
 	}
-	return late, refs
+	return late
 }
 
 // refresh brings what is watched up to date. start is called for an upstream that
@@ -298,7 +293,10 @@ func (w *Watcher) ask(ctx context.Context, name string, q *queue, it *item) {
 		trouble = ans.Stale
 	}
 	q.answered(now, trouble)
-	moved := !it.head.IsZero() && !ans.HeadSince.Equal(it.head)
+	moved := !ans.HeadSince.Equal(it.head)
+	if it.head.IsZero() { // the first answer since the start
+		moved = !ans.Settled()
+	}
 	if ans.Known() {
 		it.head = ans.HeadSince
 	}

@@ -43,7 +43,7 @@ func TestTagsAreAskedAboutAtTheirOwnPace(t *testing.T) {
 // world is a ledger and its upstream as a watcher sees them.
 type world struct {
 	mu     sync.Mutex
-	pulled []watch.Pulled
+	pulled []audit.Pulled
 	known  []audit.Ref
 	tags   map[string][]string
 	moved  map[audit.Ref]time.Time
@@ -58,7 +58,7 @@ type question struct {
 	at  time.Time
 }
 
-func (w *world) Pulled(context.Context, time.Time) ([]watch.Pulled, error) {
+func (w *world) Pulled(context.Context, time.Time) ([]audit.Pulled, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.pulled, nil
@@ -119,9 +119,9 @@ func (w *world) watching(t *testing.T, d time.Duration, patterns ...string) {
 	}
 }
 
-func refs(n int) (out []watch.Pulled) {
+func refs(n int) (out []audit.Pulled) {
 	for i := range n {
-		out = append(out, watch.Pulled{Ref: audit.Ref{Upstream: "docker.io", Repository: fmt.Sprintf("library/app%d", i/10), Tag: fmt.Sprint(i % 10)}, Clients: 1})
+		out = append(out, audit.Pulled{Ref: audit.Ref{Upstream: "docker.io", Repository: fmt.Sprintf("library/app%d", i/10), Tag: fmt.Sprint(i % 10)}, Clients: 1})
 	}
 	return out
 }
