@@ -36,7 +36,11 @@ const (
 	Starved   Type = "policy.starved"   // the head moved long ago and nothing became eligible
 	Burst     Type = "repo.burst"       // tags of one repository moved within an hour that do not usually
 	Aliased   Type = "digest.aliased"   // one digest is the head of full versions of different numbers
-	Flapping  Type = "tag.flapping"     // the head goes back and forth; once when it begins, once when it ends
+
+	Downgraded   Type = "trust.downgraded" // a signature or provenance stood beside what the tag meant before, and none beside New
+	TrustChanged Type = "trust.changed"    // New is signed by others
+
+	Flapping Type = "tag.flapping" // the head goes back and forth; once when it begins, once when it ends
 )
 
 // The events about the record itself.
@@ -52,7 +56,7 @@ const (
 var types = map[Type]bool{
 	FirstSeen: true, Moved: true, Reverted: true, Repackaged: true, Restored: true, Deleted: true,
 	Held: true, Released: true, Rejected: true, Withdrawn: true, Violation: true, Starved: true, Flapping: true,
-	Inconsistent: true, Gap: true, Snapshot: true, Action: true, Forked: true, DeadLetter: true, Burst: true, Aliased: true,
+	Inconsistent: true, Gap: true, Snapshot: true, Action: true, Forked: true, DeadLetter: true, Burst: true, Aliased: true, Downgraded: true, TrustChanged: true,
 }
 
 // Known tells whether t is a type that this version writes.

@@ -2,9 +2,11 @@ package audit
 
 import (
 	"fmt"
-	"regexp"
+	"math"
 	"slices"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // What a move looks like beside the other tags of its repository. Attacks with a
@@ -24,8 +26,10 @@ type Neighbourhood struct {
 	Moves int       // of the ref itself, so far
 	Since time.Time // when it was first seen
 
-	Same   []string      // other tags whose head is the new digest
-	Recent []SiblingMove // of other tags, within AliasWindow, each tag's last
+	Same   []string        // other tags whose head is the new digest
+	Before []string        // other tags whose head is or was the old one
+	Recent []SiblingMove   // of other tags, within AliasWindow, each tag's last
+	Stood  []time.Duration // for how long the ref meant each of its digests, the last ones
 
 	// MovedVersions is how often full versions moved here, Bursts how many hours saw
 	// BurstRefs tags move, before BurstWindow. LastBurst is when one was told last.
@@ -52,9 +56,16 @@ func (t *turn) judge(e *Event) (more []Event) {
 	if !moved && versionCore(t.ref.Tag) == "" {
 		return nil // it can be no alias
 	}
-	n := t.r.Neighbours(e.New.Digest, t.now)
+	old := digest.Digest("")
+	if e.Old != nil {
+		old = e.Old.Digest
+	}
+	n := t.r.Neighbours(old, e.New.Digest, t.now)
 	if moved {
 		e.Signals = slices.Clone(e.Signals)
+		if e.Class == ClassUnknown {
+			e.Class = classOfTags(n)
+		}
 		if stood := t.now.Sub(n.Since); n.Moves == 0 && stood >= burstStable {
 			e.Signals = append(e.Signals, fmt.Sprintf("never_moved_before:%dd", stood/(24*time.Hour)))
 		}
@@ -72,6 +83,12 @@ func (t *turn) judge(e *Event) (more []Event) {
 		return more
 	}
 	stood := t.now.Sub(t.r.State.HeadSince)
+	if z, ok := unusual(stood, n.Stood); ok {
+		e.Signals = append(e.Signals, fmt.Sprintf("cadence_z:%+.1f", z))
+	}
+	if moved := n.movedWithin(t.now); moved > 0 {
+		e.Signals = append(e.Signals, fmt.Sprintf("siblings_moved:%d", moved))
+	}
 	self := SiblingMove{Tag: t.ref.Tag, At: t.now, Stood: stood, Class: e.Class}
 	tags := burst(n, self, t.now)
 	if len(tags) >= BurstRefs {
@@ -83,9 +100,47 @@ func (t *turn) judge(e *Event) (more []Event) {
 	return more
 }
 
-// trivial tells changes that no attack hides behind: the images are the same.
+// trivial tells changes that say nothing about the publisher: the images are the same,
+// or only what is below them is new, and is what we saw their base move to.
 func trivial(c Class) bool {
-	return c == ClassRepackaged || c == ClassAttestationOnly || c == ClassPlatformAdded
+	return c == ClassRepackaged || c == ClassAttestationOnly || c == ClassPlatformAdded || c == ClassBaseRefresh
+}
+
+// movedWithin counts the other tags that moved within BurstWindow.
+func (n Neighbourhood) movedWithin(now time.Time) (moved int) {
+	for _, m := range n.Recent {
+		if now.Sub(m.At) <= BurstWindow {
+			moved++
+		}
+	}
+	return moved
+}
+
+const (
+	cadenceFrom = 5 // moves before a ref has a cadence
+	cadenceZ    = 3 // standard deviations from the mean that are worth a word
+)
+
+// unusual tells by how many standard deviations a ref stood longer, or shorter, than it
+// does on average.
+func unusual(stood time.Duration, before []time.Duration) (z float64, ok bool) {
+	if len(before) < cadenceFrom {
+		return 0, false
+	}
+	var sum, squares float64
+	for _, d := range before {
+		sum += d.Hours()
+	}
+	mean := sum / float64(len(before))
+	for _, d := range before {
+		squares += (d.Hours() - mean) * (d.Hours() - mean)
+	}
+	deviation := math.Sqrt(squares / float64(len(before)))
+	if deviation == 0 {
+		return 0, false
+	}
+	z = (stood.Hours() - mean) / deviation
+	return z, math.Abs(z) >= cadenceZ
 }
 
 // burst returns the tags that moved within an hour although they do not usually, in
@@ -124,15 +179,4 @@ func (t *turn) aliases(n Neighbourhood, moved bool) []string {
 	}
 	slices.Sort(tags)
 	return tags[:min(len(tags), tagsMost)]
-}
-
-var coreShape = regexp.MustCompile(`^v?([0-9]+\.[0-9]+\.[0-9]+(\.[0-9]+)?)`)
-
-// versionCore is the number of a full version, "" of other tags: a date may well be
-// another name of a version.
-func versionCore(tag string) string {
-	if !versionShape.MatchString(tag) {
-		return ""
-	}
-	return coreShape.FindStringSubmatch(tag)[1]
 }

@@ -97,9 +97,9 @@ func TestKICSIsCriticalWithinOnePoll(t *testing.T) {
 		signals[e.Ref.Tag] = e.Signals
 	}
 	for tag, want := range map[string][]string{
-		"v2.1.20":        {"never_moved_before:70d", "full_version_tag"},
-		"v2.1.20-debian": {"never_moved_before:70d", "full_version_tag", "burst:3"},
-		"debian":         {"never_moved_before:70d", "burst:5"},
+		"v2.1.20":        {"never_moved_before:70d", "full_version_tag", "siblings_moved:1"},
+		"v2.1.20-debian": {"never_moved_before:70d", "full_version_tag", "siblings_moved:2", "burst:3"},
+		"debian":         {"never_moved_before:70d", "siblings_moved:4", "burst:5"},
 	} {
 		if !slices.Equal(signals[tag], want) {
 			t.Errorf("%s: signals %v, want %v", tag, signals[tag], want)

@@ -36,6 +36,9 @@ type Question struct {
 	// Corroborate tells that one more absence would make the ref deleted: then
 	// the answer needs another sign of it.
 	Corroborate bool
+
+	// Trust tells that what stands beside the head is to be looked at, too.
+	Trust bool
 }
 
 // An Ask finds out what upstream says about a ref. A digest other than the
@@ -427,7 +430,7 @@ func (l *Ledger) refresh(ctx context.Context, ref Ref, ask Ask) (Answer, error) 
 // askAbout asks upstream about ref, which is known as s.
 func (l *Ledger) askAbout(ctx context.Context, ref Ref, s State, epoch uint64, ask Ask) (Answer, error) {
 	policy := l.policy.Load()
-	seen, err := ask(ctx, Question{Known: s, Corroborate: s.Deleted.IsZero() && s.doubted(policy, l.now(), 1)})
+	seen, err := ask(ctx, Question{Known: s, Corroborate: s.Deleted.IsZero() && s.doubted(policy, l.now(), 1), Trust: s.trustDue(l.now())})
 	now := l.now()
 	l.answered(ref, err)
 	var bad *InconsistentError

@@ -205,6 +205,7 @@ func (t *turn) confirm() {
 	}
 	t.settle()
 	t.calm()
+	t.look()
 }
 
 // arrive makes what was seen the head.
@@ -286,17 +287,15 @@ func (t *turn) takenBack(kind Type) bool {
 func (t *turn) describe(e *Event, was bool) {
 	profile := t.seen.Evidence.Profile()
 	e.Rebaseline = t.s.Profile != "" && profile != "" && profile != t.s.Profile
-	e.Class = ClassUnknown
-	if was {
-		e.Class = ClassRollback
-	}
 	c := t.change()
+	e.Class = classify(c, was)
+	t.distrust(e, c)
 	if c == nil {
 		return
 	}
-	e.Signals, e.Diff = c.Signals, c.Diff
-	if c.Class != "" {
-		e.Class = c.Class
+	e.Signals, e.Diff = append(slices.Clone(c.Signals), e.Signals...), c.Diff
+	if c.Created.Sub(t.now) > createdSlack {
+		e.Signals = append(e.Signals, "created_future")
 	}
 	if m := t.s.Move; m != nil && c.Class == ClassPlatformAdded && t.now.Sub(m.At) <= assembly {
 		amends := m.Event

@@ -1,6 +1,9 @@
 package audit
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // A Severity is how much an event deserves to be looked at. docs/alerts.md has the
 // table that gives it.
@@ -33,14 +36,15 @@ func ParseSeverity(name string) (Severity, bool) {
 var byType = map[Type]Severity{
 	FirstSeen: Info, Repackaged: Info, Released: Info, Action: Info, Snapshot: Info,
 	Rejected: Notice, Flapping: Notice, Gap: Notice,
-	Reverted: Warning, Deleted: Warning, Restored: Warning, Held: Warning, Withdrawn: Warning, Starved: Warning,
+	Reverted: Warning, Deleted: Warning, Restored: Warning, Held: Warning, Withdrawn: Warning, Starved: Warning, TrustChanged: Warning,
 	Inconsistent: High, Aliased: High,
-	Violation: Critical, Forked: Critical, DeadLetter: Critical, Burst: Critical,
+	Violation: Critical, Forked: Critical, DeadLetter: Critical, Burst: Critical, Downgraded: Critical,
 }
 
 // byClass is of moves, by what they look like.
 var byClass = map[Class]Severity{
 	ClassRepackaged: Info, ClassAttestationOnly: Info, ClassPlatformAdded: Info,
+	ClassBaseRefresh: Info, ClassRelease: Info,
 	ClassRebuild: Notice, ClassPlatformRemoved: Notice, ClassUnknown: Notice,
 	ClassRollback: Warning,
 }
@@ -49,8 +53,8 @@ var byClass = map[Class]Severity{
 var bySignal = map[string]Severity{
 	"cmd_changed": Notice, "ports_changed": Notice, "volume_added": Notice, "no_shared_layers": Notice,
 	"revision_missing": Notice, "created_epoch": Notice, "created_regressed": Notice,
-	"never_moved_before": Notice,
-	"full_version_tag":   Warning, "entrypoint_changed": Warning, "platform_removed": Warning, "source_changed": Warning,
+	"never_moved_before": Notice, "created_future": Notice, "cadence_z": Notice, "size_delta_pct": Notice,
+	"full_version_tag": Warning, "entrypoint_changed": Warning, "platform_removed": Warning, "source_changed": Warning,
 	"user_to_root": High, "env_added": High, "alias": High,
 	"burst": Critical,
 }
@@ -61,10 +65,24 @@ func (e Event) Severity() Severity {
 	if !e.Type.Moves() || e.Type == FirstSeen || e.Type == Repackaged {
 		return s
 	}
+	if slices.Contains(e.Signals, "unconsumed") {
+		return e.unconsumed() // AUDIT.md, R8
+	}
 	s = max(s, byClass[e.Class])
 	for _, name := range e.Signals {
 		name, _, _ = strings.Cut(name, ":")
 		s = max(s, bySignal[name])
+	}
+	return s
+}
+
+// unconsumed is the severity of a move that changes no platform that clients have: of
+// its signals those count that are about more than one tag.
+func (e Event) unconsumed() (s Severity) {
+	for _, name := range e.Signals {
+		if name, _, _ = strings.Cut(name, ":"); name == "burst" || name == "alias" {
+			s = max(s, bySignal[name])
+		}
 	}
 	return s
 }

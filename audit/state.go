@@ -39,6 +39,10 @@ type State struct {
 
 	Profile string `json:"profile,omitempty"` // how upstream was asked when it said Head
 
+	// Doubt is that something stood beside the digest before that does not stand beside
+	// the head, until it does or was told.
+	Doubt *Doubt `json:"doubt,omitempty"`
+
 	// Refused is what upstream claimed and did not have: told once a day.
 	Refused *Change `json:"refused,omitempty"`
 
@@ -167,6 +171,9 @@ type Observation struct {
 	Absent error
 	Gone   bool
 
+	// Trust is what stands beside the digest, nil when that was not looked at.
+	Trust *Trust
+
 	// Change is what is different from the head that was known, nil when that
 	// could not be found out.
 	Change *Comparison
@@ -192,9 +199,9 @@ type Record struct {
 	// Past tells of a digest that was a head before and is none any more.
 	Past func(digest.Digest) (past Past, was bool)
 
-	// Neighbours tells of the repository of a ref whose head becomes a digest; nil when
-	// that is not known.
-	Neighbours func(d digest.Digest, now time.Time) Neighbourhood
+	// Neighbours tells of the repository of a ref whose head becomes another digest, which
+	// is "" at a first sight; nil when that is not known.
+	Neighbours func(old, new digest.Digest, now time.Time) Neighbourhood
 
 	// Last is the time of the newest entry of the log, zero without one.
 	Last time.Time
@@ -229,13 +236,15 @@ type (
 // A Class says what a move looks like. Classes are hashed into the log.
 type Class string
 
-// The classes that the manifests themselves tell, first match wins.
+// The classes, first match wins (AUDIT.md, A8.4).
 const (
 	ClassRepackaged      Class = "repackaged"
 	ClassAttestationOnly Class = "attestation_only"
 	ClassPlatformAdded   Class = "platform_added"
 	ClassPlatformRemoved Class = "platform_removed"
+	ClassBaseRefresh     Class = "base_refresh"
 	ClassRebuild         Class = "rebuild"
+	ClassRelease         Class = "release"
 	ClassRollback        Class = "rollback"
 	ClassUnknown         Class = "unknown"
 )
@@ -245,6 +254,15 @@ const (
 type Comparison struct {
 	Old, New digest.Digest
 	Class    Class    // "" when the manifests do not tell
-	Signals  []string // became_index, became_single, recompressed
+	Signals  []string // became_index, entrypoint_changed, …
 	Diff     *DiffRef
+
+	OldVersion, NewVersion string    // that the images say they are of, "" if they do not
+	Created                time.Time // that the newest of the images claims to be from, zero if none does
+
+	Trust *TrustChange // nil when it is not known, or nothing stood beside the old one
+
+	// Base is the base image that a rebuild took over anew, if its layers are those of a
+	// digest that it moved to.
+	Base Ref
 }

@@ -9,9 +9,11 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"tidemark/audit"
 	"tidemark/audit/diff"
@@ -27,12 +29,17 @@ type Contents struct {
 	upstreams map[string]*upstream.Upstream
 	cache     *cache.Cache
 	note      NoteReferrers
+	history   History
 }
 
+// A History returns what a ref meant, newest first.
+type History func(ctx context.Context, ref audit.Ref, q audit.HistoryQuery) ([]audit.Stint, error)
+
 // NewContents returns the contents of a cache in front of upstreams. What refers to
-// what in that which arrives is told to note.
-func NewContents(upstreams map[string]*upstream.Upstream, c *cache.Cache, note NoteReferrers) *Contents {
-	return &Contents{upstreams, c, note}
+// what in that which arrives is told to note. Without a history no base image is
+// recognized.
+func NewContents(upstreams map[string]*upstream.Upstream, c *cache.Cache, note NoteReferrers, history History) *Contents {
+	return &Contents{upstreams, c, note, history}
 }
 
 func (c *Contents) repository(ref audit.Ref) (repository, error) {
@@ -123,10 +130,25 @@ func (c *Contents) Compare(ctx context.Context, ref audit.Ref, old, new digest.D
 	if err != nil {
 		return nil
 	}
-	return repo.compare(ctx, old, new)
+	ctx, cancel := context.WithTimeout(ctx, compareTime)
+	defer cancel()
+	var wg sync.WaitGroup
+	var trust *audit.TrustChange
+	wg.Go(func() { trust = repo.trustChange(ctx, old, new) })
+	defer wg.Wait()
+	d, err := repo.diff(ctx, old, new, false)
+	if err != nil {
+		return nil
+	}
+	cmp := repo.comparison(ctx, old, new, d)
+	cmp.Base = c.base(ctx, d)
+	wg.Wait()
+	cmp.Trust = trust
+	return cmp
 }
 
-// compare is Compare with the rights that the repository is asked with.
+// compare is Compare with the rights that the repository is asked with. Of other
+// repositories nothing is known by these.
 func (r repository) compare(ctx context.Context, old, new digest.Digest) *audit.Comparison {
 	ctx, cancel := context.WithTimeout(ctx, compareTime)
 	defer cancel()
@@ -134,7 +156,16 @@ func (r repository) compare(ctx context.Context, old, new digest.Digest) *audit.
 	if err != nil {
 		return nil
 	}
-	cmp := &audit.Comparison{Old: old, New: new, Class: audit.Class(d.Class), Signals: d.Signals}
+	return r.comparison(ctx, old, new, d)
+}
+
+// comparison is what d means for the ledger. The diff is stored as content.
+func (r repository) comparison(ctx context.Context, old, new digest.Digest, d *diff.Diff) *audit.Comparison {
+	cmp := &audit.Comparison{Old: old, New: new, Class: audit.Class(d.Class), Signals: d.Signals, Created: d.Created()}
+	cmp.OldVersion, cmp.NewVersion = d.Says(ocispec.AnnotationVersion)
+	if s := r.consumes(ctx, old, d); s != "" {
+		cmp.Signals = append(slices.Clone(d.Signals), s)
+	}
 	if kept, err := keep(ctx, r.cache, d.Encode()); err == nil {
 		t := d.Totals()
 		cmp.Diff = &audit.DiffRef{

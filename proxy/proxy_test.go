@@ -126,7 +126,7 @@ func (m *mirror) start(s settings) {
 		"ghcr.io":   upstream.New(upstream.Options{Name: "ghcr.io", Endpoints: []*url.URL{m.ghcr.URL()}, Credentials: s.login}),
 	}
 	m.up = upstreams["docker.io"]
-	m.contents = proxy.NewContents(upstreams, m.cache, note)
+	m.contents = proxy.NewContents(upstreams, m.cache, note, m.store.History)
 	m.keeper = proxy.NewKeeper(m.contents, func(ctx context.Context) iter.Seq2[audit.Tag, error] {
 		return m.store.EachTag(ctx, audit.TagQuery{Kept: true})
 	}, log)

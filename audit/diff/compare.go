@@ -32,9 +32,10 @@ type image struct {
 
 // A child is the image of one platform.
 type child struct {
-	platform string
-	digest   digest.Digest
-	manifest *ocispec.Manifest // nil until it is read
+	platform    string
+	digest      digest.Digest
+	annotations map[string]string // of its descriptor in the index
+	manifest    *ocispec.Manifest // nil until it is read
 }
 
 func (c *comparing) image(d digest.Digest) (*image, error) {
@@ -74,7 +75,7 @@ func (c *comparing) image(d digest.Digest) (*image, error) {
 			im.attestations = append(im.attestations, desc.Digest)
 			continue
 		}
-		im.children = append(im.children, child{platform: platformName(desc.Platform), digest: desc.Digest})
+		im.children = append(im.children, child{platform: platformName(desc.Platform), digest: desc.Digest, annotations: desc.Annotations})
 	}
 	return im, nil
 }
@@ -277,6 +278,8 @@ func (c *comparing) platform(d *Diff, name string, o, n child) PlatformDiff {
 		return p
 	}
 	p.Config = compareConfigs(oc, nc)
+	p.Config.Identity = compareIdentities(says(oc, om, o), says(nc, nm, n))
+	p.Config.BaseOnly = baseOnly(oc, nc, om, nm)
 	p.Config.Changed = om.Config.Digest != nm.Config.Digest
 	// Only an image says what its layers are unpacked: an artifact has no such list.
 	ids := len(oc.RootFS.DiffIDs)
@@ -347,6 +350,9 @@ func (d *Diff) classify() {
 		if p.Config != nil {
 			p.Config.signal(signals)
 		}
+		if p.Layers != nil {
+			p.Layers.signal(signals)
+		}
 		if p.Layers != nil && len(p.Layers.Shared) == 0 && len(p.Layers.Removed) > 0 {
 			signals["no_shared_layers"] = true
 		}
@@ -375,6 +381,61 @@ func samePackage(p PlatformDiff) bool {
 		return true
 	}
 	return p.Layers.FirstDiffers >= 0 && len(c.Fields)+len(c.Labels) == 0 && c.History.Old == c.History.New && c.FirstStep == ""
+}
+
+// says is what an image says that it is: its labels, those of its base among them,
+// and before them the annotations of its manifest and of its place in the index,
+// which are the builder's own.
+func says(cfg *imageConfig, m *ocispec.Manifest, c child) map[string]string {
+	out := make(map[string]string)
+	for _, from := range []map[string]string{cfg.Config.Labels, m.Annotations, c.annotations} {
+		maps.Copy(out, from)
+	}
+	return out
+}
+
+// An image that grows or shrinks by so many percent, and so many bytes, is worth a word.
+const (
+	sizePercent = 25
+	sizeBytes   = 1 << 20
+)
+
+// signal notes what deserves a look.
+func (l *Layers) signal(out map[string]bool) {
+	old := -l.BytesDelta
+	for _, list := range [][]Layer{l.Shared, l.Added} {
+		for _, layer := range list {
+			old += layer.Size
+		}
+	}
+	if old <= 0 || max(l.BytesDelta, -l.BytesDelta) < sizeBytes {
+		return
+	}
+	if pct := l.BytesDelta * 100 / old; pct >= sizePercent || pct <= -sizePercent {
+		out[fmt.Sprintf("size_delta_pct:%+d", pct)] = true
+	}
+}
+
+// baseOnly tells an image of which a layer below those of its own steps is another,
+// while these steps are the same.
+func baseOnly(oc, nc *imageConfig, om, nm *ocispec.Manifest) bool {
+	own := 0 // layers of the steps at the end that are the same
+	same := 0
+	for ; same < len(oc.History) && same < len(nc.History); same++ {
+		o, n := oc.History[len(oc.History)-1-same], nc.History[len(nc.History)-1-same]
+		if o.CreatedBy != n.CreatedBy || o.EmptyLayer != n.EmptyLayer {
+			break
+		}
+		if !n.EmptyLayer {
+			own++
+		}
+	}
+	base := len(nm.Layers) - own
+	if same == 0 || base <= 0 || len(om.Layers) < own {
+		return false // steps that are all the same say nothing about where the base ends
+	}
+	differs := compareLayers(om.Layers, nm.Layers).FirstDiffers
+	return differs >= 0 && differs < base
 }
 
 // sameSource tells a platform that says it was built from the same source: its

@@ -66,13 +66,6 @@ func compareConfigs(o, n *imageConfig) *Config {
 		}
 		c.Labels = append(c.Labels, FieldChange{Field: key, Old: masked(key, was, had), New: masked(key, is, has)})
 	}
-	for _, key := range identity {
-		was, had := a.Labels[key]
-		is, has := b.Labels[key]
-		if had || has {
-			c.Identity = append(c.Identity, FieldChange{Field: key, Old: masked(key, was, had), New: masked(key, is, has)})
-		}
-	}
 	if o.Created != nil || n.Created != nil {
 		c.Created = &Created{utc(o.Created), utc(n.Created)}
 	}
@@ -83,6 +76,18 @@ func compareConfigs(o, n *imageConfig) *Config {
 		}
 	}
 	return c
+}
+
+// compareIdentities compares what images say that they are.
+func compareIdentities(a, b map[string]string) (out []FieldChange) {
+	for _, key := range identity {
+		was, had := a[key]
+		is, has := b[key]
+		if had || has {
+			out = append(out, FieldChange{Field: key, Old: masked(key, was, had), New: masked(key, is, has)})
+		}
+	}
+	return out
 }
 
 // identity are the labels that say what an image is and where it comes from.
@@ -192,8 +197,8 @@ func (c *Config) signal(out map[string]bool) {
 			}
 		}
 	}
-	for _, f := range c.Labels {
-		if f.Field == ocispec.AnnotationSource {
+	for _, f := range c.Identity {
+		if f.Field == ocispec.AnnotationSource && (f.Old == nil || f.New == nil || *f.Old != *f.New) {
 			out["source_changed"] = true
 		}
 		if f.Field == ocispec.AnnotationRevision && f.New == nil {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -95,9 +96,13 @@ type Config struct {
 	Fields  []FieldChange `json:"fields"`
 	Labels  []FieldChange `json:"labels"`
 
-	// Identity has the labels that say what the image is and where it comes from,
-	// changed or not: a rebuild has the same revision and version.
+	// Identity has the annotations or, without, the labels that say what the image is and
+	// where it comes from, changed or not: a rebuild has the same revision and version.
 	Identity []FieldChange `json:"identity,omitempty"`
+
+	// BaseOnly tells that a layer below those of the image's own steps is another, while
+	// these steps are the same.
+	BaseOnly bool `json:"base_only,omitempty"`
 
 	Created     *Created `json:"created,omitempty"`
 	History     Counts   `json:"history"`              // how many steps
@@ -175,6 +180,45 @@ const version = 1
 
 // errSchema1 reports manifests that say nothing that could be compared.
 var errSchema1 = errors.New("a manifest of schema 1 cannot be compared")
+
+// Says returns what the images that changed say under a key of Identity, "" where they
+// say nothing or not all the same.
+func (d *Diff) Says(key string) (old, new string) {
+	text := func(s *string) string {
+		if s == nil {
+			return ""
+		}
+		return *s
+	}
+	for i, p := range d.Changed {
+		o, n := "", ""
+		if p.Config != nil {
+			if at := slices.IndexFunc(p.Config.Identity, func(f FieldChange) bool { return f.Field == key }); at >= 0 {
+				o, n = text(p.Config.Identity[at].Old), text(p.Config.Identity[at].New)
+			}
+		}
+		if i == 0 {
+			old, new = o, n
+		}
+		if o != old {
+			old = ""
+		}
+		if n != new {
+			new = ""
+		}
+	}
+	return old, new
+}
+
+// Created is the latest time that a new image claims to be from, zero if none does.
+func (d *Diff) Created() (latest time.Time) {
+	for _, p := range d.Changed {
+		if p.Config != nil && p.Config.Created != nil && p.Config.Created.New != nil && p.Config.Created.New.After(latest) {
+			latest = *p.Config.Created.New
+		}
+	}
+	return latest
+}
 
 // Totals are the numbers of a diff, layers summed over the platforms compared.
 type Totals struct {

@@ -81,6 +81,7 @@ var what = map[audit.Type]string{
 	audit.Rejected: "was rejected", audit.Withdrawn: "was taken back by upstream", audit.Violation: "moved, against the policy",
 	audit.Starved: "has been behind for too long", audit.Flapping: "goes back and forth", audit.Inconsistent: "is contradicted by its upstream",
 	audit.Burst: "moved with others of its repository that do not usually", audit.Aliased: "means the same as other versions",
+	audit.Downgraded: "has lost its signature or provenance", audit.TrustChanged: "is signed by others",
 }
 
 func (i Item) headline() string {

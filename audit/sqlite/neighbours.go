@@ -11,21 +11,52 @@ import (
 	"tidemark/audit"
 )
 
-// neighbours tells what is known of the repository of a ref that moves to a digest.
-func neighbours(ctx context.Context, q querier, id int64, ref audit.Ref, d digest.Digest, now time.Time) (n audit.Neighbourhood, err error) {
-	err = errors.Join(sameHead(ctx, q, id, ref, d, &n), recentMoves(ctx, q, id, ref, now, &n))
+// neighbours tells what is known of the repository of a ref that moves from a digest to
+// another.
+func neighbours(ctx context.Context, q querier, id int64, ref audit.Ref, old, new digest.Digest, now time.Time) (n audit.Neighbourhood, err error) {
+	err = errors.Join(sameHead(ctx, q, id, ref, new, &n), recentMoves(ctx, q, id, ref, now, &n))
 	if id != 0 && err == nil { // a tag that is seen first did not move
-		err = errors.Join(own(ctx, q, id, &n), customs(ctx, q, ref, now, &n))
+		err = errors.Join(own(ctx, q, id, &n), sameBefore(ctx, q, id, ref, old, &n), customs(ctx, q, ref, now, &n))
 	}
 	return n, err
 }
 
+// stoodMost bounds the times that a ref's cadence is taken from.
+const stoodMost = 50
+
 func own(ctx context.Context, q querier, id int64, n *audit.Neighbourhood) error {
 	var stints, first int64
 	err := q.QueryRowContext(ctx, "SELECT count(*), coalesce(min(first_seen), 0) FROM tag_interval WHERE ref_id = ?", id).Scan(&stints, &first)
-	if stints > 0 {
-		n.Moves, n.Since = int(stints-1), fromMillis(first)
+	if err != nil || stints == 0 {
+		return err
 	}
+	n.Moves, n.Since = int(stints-1), fromMillis(first)
+	rows, err := q.QueryContext(ctx, "SELECT first_seen FROM tag_interval WHERE ref_id = ? ORDER BY leaf_idx DESC LIMIT ?", id, stoodMost)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for later := int64(0); rows.Next(); {
+		var at int64
+		if err := rows.Scan(&at); err != nil {
+			return err
+		}
+		if later != 0 {
+			n.Stood = append(n.Stood, time.Duration(later-at)*time.Millisecond)
+		}
+		later = at
+	}
+	return rows.Err()
+}
+
+// sameBefore finds the other tags that meant the old digest, too.
+func sameBefore(ctx context.Context, q querier, id int64, ref audit.Ref, d digest.Digest, n *audit.Neighbourhood) error {
+	rows, err := q.QueryContext(ctx, `SELECT DISTINCT r.tag FROM ref r JOIN tag_interval i ON i.ref_id = r.id
+		WHERE r.upstream = ? AND r.repository = ? AND i.digest = ? AND r.id <> ? ORDER BY r.tag`, ref.Upstream, ref.Repository, d, id)
+	if err != nil {
+		return err
+	}
+	n.Before, err = texts(rows)
 	return err
 }
 

@@ -236,8 +236,8 @@ func advance(ctx context.Context, tx *sql.Tx, ref audit.Ref, next func(audit.Rec
 		pastErr = errors.Join(pastErr, err)
 		return p, was
 	}
-	r.Neighbours = func(d digest.Digest, now time.Time) audit.Neighbourhood {
-		n, err := neighbours(ctx, tx, id, ref, d, now)
+	r.Neighbours = func(old, new digest.Digest, now time.Time) audit.Neighbourhood {
+		n, err := neighbours(ctx, tx, id, ref, old, new, now)
 		pastErr = errors.Join(pastErr, err)
 		return n
 	}

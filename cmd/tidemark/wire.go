@@ -101,7 +101,7 @@ func wire(ctx context.Context, cfg *config.Config, log zerolog.Logger) (_ *serve
 	if err != nil {
 		return nil, err
 	}
-	s.contents = proxy.NewContents(upstreams, s.cache, s.noteReferrers)
+	s.contents = proxy.NewContents(upstreams, s.cache, s.noteReferrers, s.store.History)
 	if err := s.wireLedger(ctx, key, upstreams, metrics); err != nil {
 		return nil, err
 	}

@@ -88,7 +88,7 @@ func newPlace(t *testing.T, up *upstreamtest.Registry, s settings) *place {
 		if err := p.store.AddReferrers(context.Background(), upstream, repository, list); err != nil {
 			t.Error(err)
 		}
-	})
+	}, p.store.History)
 	p.fails = &failing{Store: p.store}
 	p.carrier = carry.New(carry.Options{Cache: p.cache, Ledger: p.ledger, Signer: p.signer, Store: p.fails, Upstream: func(name string) bool { return upstreams[name] != nil }})
 	ctx, cancel := context.WithCancel(context.Background())

@@ -308,6 +308,9 @@ func (w *Watcher) ask(ctx context.Context, name string, q *queue, it *item) {
 	case ans.Known() && !ans.Settled():
 		interval = min(interval, again)
 	}
+	if due := ans.TrustDue(); !due.IsZero() {
+		interval = min(interval, max(again, due.Sub(now)))
+	}
 	if ans.Flap != nil && !ans.Flap.Since.IsZero() {
 		interval *= 4 // R4
 	}

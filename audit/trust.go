@@ -1,0 +1,134 @@
+package audit
+
+import (
+	"slices"
+	"strings"
+	"time"
+)
+
+// Trust is what stands beside an image that says where it comes from. That it is there
+// is all that is known: nothing was verified.
+type Trust struct {
+	Signers    []string `json:"signers,omitempty"` // of its signatures, in order: the identity of their certificate, or "key"
+	Provenance bool     `json:"provenance,omitempty"`
+	SBOM       bool     `json:"sbom,omitempty"`
+}
+
+// None tells that nothing stands beside it.
+func (t Trust) None() bool { return len(t.Signers) == 0 && !t.Provenance && !t.SBOM }
+
+// String is t in words.
+func (t Trust) String() string {
+	var parts []string
+	if len(t.Signers) > 0 {
+		parts = append(parts, "signed by "+strings.Join(t.Signers, ", "))
+	}
+	if t.Provenance {
+		parts = append(parts, "provenance")
+	}
+	if t.SBOM {
+		parts = append(parts, "SBOM")
+	}
+	if len(parts) == 0 {
+		return "nothing"
+	}
+	return strings.Join(parts, "; ")
+}
+
+// A TrustChange is what stands beside two digests.
+type TrustChange struct{ Old, New Trust }
+
+// The signals of what stands there no more.
+const (
+	signatureLost  = "signature_lost"
+	signerChanged  = "signer_changed"
+	provenanceLost = "provenance_lost"
+	sbomLost       = "sbom_lost"
+)
+
+// lost are the signals of what stood beside the old digest and not beside the new one.
+// Of several signers one that is the same is enough.
+func (c TrustChange) lost() (signals []string) {
+	same := slices.ContainsFunc(c.New.Signers, func(s string) bool { return slices.Contains(c.Old.Signers, s) })
+	switch {
+	case len(c.Old.Signers) > 0 && len(c.New.Signers) == 0:
+		signals = append(signals, signatureLost)
+	case len(c.Old.Signers) > 0 && !same:
+		signals = append(signals, signerChanged)
+	}
+	if c.Old.Provenance && !c.New.Provenance {
+		signals = append(signals, provenanceLost)
+	}
+	if c.Old.SBOM && !c.New.SBOM {
+		signals = append(signals, sbomLost)
+	}
+	return signals
+}
+
+// A Doubt is that a signature, its signer or provenance is missed since a move.
+type Doubt struct {
+	Since time.Time `json:"since"`
+	Had   Trust     `json:"had"` // what stood beside the digest before
+}
+
+// trustGrace is how long after a move what is missed may still come: images are pushed
+// first, and signed then.
+const trustGrace = 10 * time.Minute
+
+// TrustDue is when what is missed beside the head is looked for once more, zero for never.
+func (s State) TrustDue() time.Time {
+	if s.Doubt == nil {
+		return time.Time{}
+	}
+	return s.Doubt.Since.Add(trustGrace)
+}
+
+// trustDue tells that what stands beside the head is to be looked at now.
+func (s State) trustDue(now time.Time) bool {
+	return s.Doubt != nil && s.Deleted.IsZero() && !now.Before(s.TrustDue())
+}
+
+// distrust adds to a move what is missed since, and keeps it until it is told or found.
+// What was missed before, and not told yet, still is.
+func (t *turn) distrust(e *Event, c *Comparison) {
+	before := t.s.Doubt
+	t.s.Doubt = nil
+	var change TrustChange
+	switch {
+	case c != nil && c.Trust != nil:
+		change = *c.Trust
+		if before != nil {
+			change.Old = before.Had
+		}
+	case before != nil:
+		change.Old = before.Had // of the new one nothing is known yet
+	default:
+		return
+	}
+	lost := change.lost()
+	if c != nil && c.Trust != nil {
+		e.Signals = lost
+	}
+	if slices.ContainsFunc(lost, func(s string) bool { return s != sbomLost }) {
+		t.s.Doubt = &Doubt{t.now, change.Old}
+	}
+}
+
+// look tells what is missed beside the head after its time, once.
+func (t *turn) look() {
+	if t.seen.Trust == nil || !t.s.trustDue(t.now) {
+		return
+	}
+	had := t.s.Doubt.Had
+	t.s.Doubt = nil
+	change := TrustChange{had, *t.seen.Trust}
+	lost := change.lost()
+	if !slices.ContainsFunc(lost, func(s string) bool { return s != sbomLost }) {
+		return // it came
+	}
+	kind := Downgraded
+	if !slices.Contains(lost, signatureLost) && !slices.Contains(lost, provenanceLost) {
+		kind = TrustChanged
+	}
+	t.event(Event{Type: kind, New: t.s.head(), Signals: lost, Reason: "before: " + change.Old.String() + "; now: " + change.New.String()})
+}
