@@ -4,13 +4,17 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // What a ledger remembers from one process to the next.
 const (
 	memoryPolicy     = "policy"     // its sha256
 	memoryIdentities = "identities" // of each upstream, as JSON
+	memoryDenied     = "denied"     // the digests that were, as JSON
 	memoryAlive      = "alive"      // when the ledger was last awake, RFC 3339
 )
 
@@ -25,6 +29,9 @@ func (l *Ledger) Begin(ctx context.Context, identities map[string]string) error 
 		return err
 	}
 	if err := l.identify(ctx, identities); err != nil {
+		return err
+	}
+	if err := l.tellExposed(ctx); err != nil {
 		return err
 	}
 	last, err := l.memory.Recall(ctx, memoryAlive)
@@ -93,7 +100,51 @@ func (l *Ledger) Reload(ctx context.Context, p *Policy, identities map[string]st
 		// It decides already, and is on the record.
 		l.log.Warn().Err(err).Msg("the policy could not be remembered; the next start will record it again")
 	}
+	if err := l.tellExposed(ctx); err != nil {
+		return err
+	}
 	return l.identify(ctx, identities)
+}
+
+// tellExposed tells, once for each digest that is denied, who got it before.
+func (l *Ledger) tellExposed(ctx context.Context) error {
+	if l.exposed == nil {
+		return nil
+	}
+	text, err := l.memory.Recall(ctx, memoryDenied)
+	if err != nil {
+		return fmt.Errorf("read the ledger: %w", err)
+	}
+	var told []digest.Digest
+	if text != "" {
+		if err := json.Unmarshal([]byte(text), &told); err != nil {
+			return fmt.Errorf("read the ledger: remembered denials: %w", err)
+		}
+	}
+	denied := l.Policy().Denied()
+	if slices.Equal(told, denied) {
+		return nil
+	}
+	for _, d := range denied {
+		if slices.Contains(told, d) {
+			continue
+		}
+		x, err := l.exposed(ctx, d)
+		if err != nil {
+			return fmt.Errorf("who got %s: %w", d, err)
+		}
+		if x.Clients == 0 {
+			continue
+		}
+		if err := l.append(ctx, Event{Type: ExposureFound, New: &Content{Digest: d}, Exposed: &x}); err != nil {
+			return err
+		}
+	}
+	now, err := json.Marshal(denied)
+	if err != nil {
+		panic("audit: denials cannot be encoded: " + err.Error())
+	}
+	return l.memory.Remember(ctx, memoryDenied, string(now))
 }
 
 // identify records of which upstreams the credentials are others than they

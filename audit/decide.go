@@ -104,6 +104,8 @@ func (t *turn) pending(d Decision) (Candidate, error) {
 	switch {
 	case t.s.Hold != nil:
 		return c, t.conflict("it is held by hand since %s; release it first", t.s.Hold.Since.Format(time.RFC3339))
+	case t.p.denies(d.Digest):
+		return c, t.conflict("audit.denied has %s; take it out there first", d.Digest)
 	case !ok || d.Digest != c.Digest:
 		return c, t.conflict("%s is not what waits for a decision", d.Digest)
 	case !t.s.Deleted.IsZero():
@@ -169,6 +171,8 @@ func (t *turn) goBack(d digest.Digest) error {
 	c, ok := t.s.candidate(d)
 	past, was := t.past(d)
 	switch {
+	case t.p.denies(d):
+		return t.conflict("audit.denied has %s; take it out there first", d)
 	case d == t.s.Head:
 		return t.conflict("%s is pending; approve it to have it served", d)
 	case ok:
@@ -200,7 +204,7 @@ func (t *turn) unhold() error {
 	}
 	t.s.Hold = nil
 	was := t.s.served()
-	i := slices.IndexFunc(t.s.Candidates, func(c Candidate) bool { return c.Served })
+	i := slices.IndexFunc(t.s.Candidates, func(c Candidate) bool { return c.Served && !c.barred() })
 	if i < 0 || !t.s.Deleted.IsZero() {
 		t.serve(false)
 		return nil

@@ -45,18 +45,19 @@ const (
 
 // The events about the record itself.
 const (
-	Inconsistent Type = "upstream.inconsistent" // a digest that is not that of the bytes, or that cannot be had
-	Gap          Type = "audit.gap"             // nothing could be observed for a while
-	Snapshot     Type = "audit.snapshot"        // a commitment to what all refs mean
-	Action       Type = "operator.action"       // somebody decided something
-	Forked       Type = "log.forked"            // the log goes on under a new origin
-	DeadLetter   Type = "notify.dead_letter"    // a sink could not be told of something
+	Inconsistent  Type = "upstream.inconsistent" // a digest that is not that of the bytes, or that cannot be had
+	Gap           Type = "audit.gap"             // nothing could be observed for a while
+	Snapshot      Type = "audit.snapshot"        // a commitment to what all refs mean
+	Action        Type = "operator.action"       // somebody decided something
+	ExposureFound Type = "exposure.found"        // clients had got New when it was denied
+	Forked        Type = "log.forked"            // the log goes on under a new origin
+	DeadLetter    Type = "notify.dead_letter"    // a sink could not be told of something
 )
 
 var types = map[Type]bool{
 	FirstSeen: true, Moved: true, Reverted: true, Repackaged: true, Restored: true, Deleted: true,
 	Held: true, Released: true, Rejected: true, Withdrawn: true, Violation: true, Starved: true, Flapping: true,
-	Inconsistent: true, Gap: true, Snapshot: true, Action: true, Forked: true, DeadLetter: true, Burst: true, Aliased: true, Downgraded: true, TrustChanged: true,
+	Inconsistent: true, Gap: true, Snapshot: true, Action: true, Forked: true, DeadLetter: true, Burst: true, Aliased: true, Downgraded: true, ExposureFound: true, TrustChanged: true,
 }
 
 // Known tells whether t is a type that this version writes.
@@ -103,6 +104,7 @@ type Event struct {
 	Snapshot *Commitment  `json:"snapshot,omitempty"`
 	Fork     *ForkedTrees `json:"fork,omitempty"`
 	Dead     *Undelivered `json:"dead,omitempty"`
+	Exposed  *Exposed     `json:"exposed,omitempty"`
 
 	Policy Effect `json:"policy,omitzero"`
 

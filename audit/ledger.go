@@ -75,6 +75,10 @@ type Options struct {
 	// Notify, if set, says who is to be told of an event. It must not wait for anything.
 	Notify func(Event) []Recipient
 
+	// Exposed, if set, counts who got a digest. With it, and a Memory, it is told when a
+	// digest is denied that clients got before.
+	Exposed func(ctx context.Context, d digest.Digest) (Exposed, error)
+
 	// Answered, if set, is told of every question to an upstream how it ended.
 	Answered func(ref Ref, err error)
 
@@ -97,6 +101,7 @@ type Ledger struct {
 	recorded   func(int64, Event)
 	notify     func(Event) []Recipient
 	answered   func(Ref, error)
+	exposed    func(context.Context, digest.Digest) (Exposed, error)
 	now        func() time.Time
 	log        zerolog.Logger
 
@@ -142,7 +147,7 @@ func New(o Options) *Ledger {
 	}
 	l := &Ledger{
 		store: o.Store, memory: o.Memory, compare: o.Compare, ttl: o.TTL, background: o.Background, askTimeout: o.AskTimeout,
-		recorded: o.Recorded, notify: o.Notify, answered: o.Answered, now: o.Now, log: o.Log,
+		recorded: o.Recorded, notify: o.Notify, answered: o.Answered, exposed: o.Exposed, now: o.Now, log: o.Log,
 		recent: lru, confirmed: make(map[Ref]time.Time),
 	}
 	l.policy.Store(o.Policy)
@@ -253,7 +258,7 @@ func (a Answer) Withheld() (head digest.Digest, until *time.Time, why string) {
 
 func withheld(s State, r *Rule) (head digest.Digest, until *time.Time, why string) {
 	c, _ := s.candidate(s.Head)
-	if atOnce := !r.Mode.holdsBack() && r.Mode != Deny && s.Hold == nil && !c.Rejected; s.Head == s.Served || !s.Known() || atOnce {
+	if atOnce := !r.Mode.holdsBack() && r.Mode != Deny && s.Hold == nil && !c.barred(); s.Head == s.Served || !s.Known() || atOnce {
 		return "", nil, "" // at once is with the next pull
 	}
 	return s.Head, s.until(r), s.why(r)
@@ -271,16 +276,16 @@ func (l *Ledger) Resolve(ctx context.Context, ref Ref, ask Ask) (Answer, error) 
 	r, ok := l.recent.Get(ref)
 	l.mu.Unlock()
 	if ok && r.fresh(l.now(), l.ttl) {
-		return servable(ref, Answer{State: r.state, Rule: r.rule})
+		return l.servable(ref, Answer{State: r.state, Rule: r.rule})
 	}
 	if rule := l.policy.Load().Rule(ref); rule.Mode == Deny {
-		return servable(ref, Answer{Rule: rule}) // nobody is asked
+		return l.servable(ref, Answer{Rule: rule}) // nobody is asked
 	}
 	ch := l.fly(ctx, ref, ask)
 	if l.background {
 		s, _, err := l.known(ctx, ref)
 		if err == nil && s.Known() {
-			return servable(ref, Answer{State: s, Rule: l.policy.Load().Rule(ref), Stale: r.stale})
+			return l.servable(ref, Answer{State: s, Rule: l.policy.Load().Rule(ref), Stale: r.stale})
 		}
 	}
 	select {
@@ -288,7 +293,7 @@ func (l *Ledger) Resolve(ctx context.Context, ref Ref, ask Ask) (Answer, error) 
 		if res.Err != nil {
 			return Answer{}, res.Err
 		}
-		return servable(ref, res.Val.(Answer))
+		return l.servable(ref, res.Val.(Answer))
 	case <-ctx.Done():
 	}
 	cause := context.Cause(ctx)
@@ -299,14 +304,14 @@ func (l *Ledger) Resolve(ctx context.Context, ref Ref, ask Ask) (Answer, error) 
 	if err != nil || !s.Known() {
 		return Answer{}, fmt.Errorf("resolve %s: %w", ref, cause)
 	}
-	return servable(ref, Answer{State: s, Rule: l.policy.Load().Rule(ref), Asked: true, Stale: cause})
+	return l.servable(ref, Answer{State: s, Rule: l.policy.Load().Rule(ref), Asked: true, Stale: cause})
 }
 
 // Ask is Resolve for one who knows that the answer may have changed: upstream is
 // asked whatever is remembered.
 func (l *Ledger) Ask(ctx context.Context, ref Ref, ask Ask) (Answer, error) {
 	if rule := l.policy.Load().Rule(ref); rule.Mode == Deny {
-		return servable(ref, Answer{Rule: rule}) // nobody is asked
+		return l.servable(ref, Answer{Rule: rule}) // nobody is asked
 	}
 	l.wg.Add(1)
 	defer l.wg.Done()
@@ -318,7 +323,7 @@ func (l *Ledger) Ask(ctx context.Context, ref Ref, ask Ask) (Answer, error) {
 	if err != nil {
 		return Answer{}, err
 	}
-	return servable(ref, a)
+	return l.servable(ref, a)
 }
 
 // Watch is Resolve for one who asks on a schedule: an answer that somebody else got
@@ -332,7 +337,7 @@ func (l *Ledger) Watch(ctx context.Context, ref Ref, ask Ask) (Answer, error) {
 		return Answer{State: r.state, Rule: r.rule}, nil
 	}
 	if rule := l.policy.Load().Rule(ref); rule.Mode == Deny {
-		return servable(ref, Answer{Rule: rule}) // nobody is asked
+		return l.servable(ref, Answer{Rule: rule}) // nobody is asked
 	}
 	select {
 	case res := <-l.fly(ctx, ref, ask):
@@ -357,8 +362,12 @@ func (l *Ledger) fly(ctx context.Context, ref Ref, ask Ask) <-chan singleflight.
 	})
 }
 
-// servable refuses an answer that has nothing to serve.
-func servable(ref Ref, a Answer) (Answer, error) {
+// servable refuses an answer that has nothing to serve, or something that is denied:
+// the decision that serves something else follows the next answer of upstream.
+func (l *Ledger) servable(ref Ref, a Answer) (Answer, error) {
+	if l.policy.Load().denies(a.Served) {
+		return Answer{}, fmt.Errorf("%s: %w: %w", ref, ErrDenied, ErrDeniedDigest)
+	}
 	if err := refusal(a.State, a.Rule); err != nil {
 		return Answer{}, fmt.Errorf("%s: %w", ref, err)
 	}
@@ -370,6 +379,8 @@ func refusal(s State, r *Rule) error {
 	switch {
 	case r.Mode == Deny:
 		return fmt.Errorf("rule %q: %w", r.Name, ErrDenied)
+	case s.Served == "" && s.deniedHead():
+		return fmt.Errorf("%w: %w", ErrDenied, ErrDeniedDigest)
 	case s.Served == "":
 		until := ""
 		if t := s.until(r); t != nil {
@@ -380,6 +391,12 @@ func refusal(s State, r *Rule) error {
 		return fmt.Errorf("since %s: %w", s.Deleted.Format(time.RFC3339), ErrDeleted)
 	}
 	return nil
+}
+
+// deniedHead tells that the head is denied by its digest.
+func (s State) deniedHead() bool {
+	c, ok := s.candidate(s.Head)
+	return ok && c.Escalated == denied
 }
 
 // known returns what is recorded of ref, from memory or from the store, and the

@@ -36,6 +36,7 @@ func (p *Policy) Next(ref Ref, r Record, seen Observation, now time.Time) (State
 	default:
 		t.confirm()
 	}
+	t.expel()
 	t.serve(t.s.Head != before.Head || !before.Deleted.IsZero())
 	return t.end()
 }
@@ -257,6 +258,7 @@ func (t *turn) arrive(kind Type) {
 	}
 	t.enter(past, takenBack)
 	more := t.judge(&e)
+	t.weigh(&e)
 	t.event(e)
 	for _, m := range more {
 		t.event(m)
@@ -353,7 +355,7 @@ func (t *turn) enter(past Past, allAlong bool) {
 		Withdrawn: past.Withdrawn, Rejected: past.Rejected,
 	}
 	if known, ok := t.s.candidate(t.s.Head); ok {
-		c.Withdrawn, c.Rejected = known.Withdrawn, known.Rejected
+		c.Withdrawn, c.Rejected, c.Escalated = known.Withdrawn, known.Rejected, known.Escalated
 	}
 	if allAlong && !past.FirstSeen.IsZero() {
 		c.Since = past.FirstSeen
@@ -437,7 +439,7 @@ func (t *turn) lag() {
 // rejected what waits.
 func (t *turn) starve() {
 	b := t.s.Behind
-	if c, ok := t.s.candidate(t.s.Head); ok && c.Rejected {
+	if c, ok := t.s.candidate(t.s.Head); ok && c.barred() {
 		return
 	}
 	if t.rule.Mode != Cooldown || b == nil || b.Told || t.behind || t.s.Hold != nil || t.now.Sub(b.Since) < t.rule.MaxLag {
@@ -457,14 +459,18 @@ func (t *turn) choose() (c Candidate, reason string, ok bool) {
 	head := s.Candidates[len(s.Candidates)-1]
 	switch {
 	case s.Served == "" && r.Mode != Deny && r.OnNew != NewRefuse:
-		return head, "rule", !head.Rejected && head.Withdrawn == "" // there is nothing older to serve
+		return head, "rule", !head.barred() && head.Withdrawn == "" // there is nothing older to serve
 	case !r.Mode.holdsBack() && r.Mode != Deny:
-		return head, "rule", !head.Rejected
-	case r.Mode != Cooldown || t.behind || s.flapping():
+		return head, "rule", !head.barred()
+	case r.Mode != Cooldown && r.Mode != HoldMode || t.behind || s.flapping():
+		return Candidate{}, "", false
+	case head.Bypass != "" && head.Withdrawn == "" && !head.barred():
+		return head, head.Bypass, true
+	case r.Mode != Cooldown:
 		return Candidate{}, "", false
 	}
-	for _, c := range slices.Backward(s.Candidates) {
-		if at, may := c.eligible(r); may && !t.now.Before(at) {
+	for _, c := range slices.Backward(slices.Clone(s.Candidates)) {
+		if at, may := c.eligible(r); may && !t.now.Before(at) && !t.bursting(c) {
 			return c, "age", true
 		}
 	}
@@ -479,9 +485,9 @@ func (t *turn) choose() (c Candidate, reason string, ok bool) {
 // neither taken back nor rejected.
 func (c Candidate) eligible(r *Rule) (at time.Time, may bool) {
 	if c.Served {
-		return c.Since, c.Withdrawn == "" && !c.Rejected
+		return c.Since, c.Withdrawn == "" && !c.barred()
 	}
-	return c.Since.Add(r.Age), c.Withdrawn == "" && !c.Rejected && (!c.Left || c.Tenure >= r.Tenure)
+	return c.Since.Add(r.Age), c.Withdrawn == "" && !c.barred() && (!c.Left || c.Tenure >= r.Tenure)
 }
 
 // longest returns the candidate that was the head for the longest time, of those
@@ -492,7 +498,7 @@ func (s State) longest() (best Candidate, reason string, ok bool) {
 		if !c.Left {
 			c.Tenure = s.LastConfirmed.Sub(c.Since)
 		}
-		if (c.Withdrawn == "" || c.Withdrawn == "replaced") && !c.Rejected && c.Tenure > tenure {
+		if (c.Withdrawn == "" || c.Withdrawn == "replaced") && !c.barred() && c.Tenure > tenure {
 			best, tenure, ok = c, c.Tenure, true
 		}
 	}
@@ -518,6 +524,8 @@ func (s State) why(r *Rule) string {
 	switch {
 	case s.Hold != nil:
 		return "operator"
+	case c.Escalated != "":
+		return c.Escalated
 	case c.Rejected:
 		return "rejected"
 	case r.Mode == Cooldown && c.Withdrawn != "":
@@ -541,7 +549,7 @@ func (s State) due(p *Policy, ref Ref) time.Time {
 	switch {
 	case s.Hold != nil || s.Head == s.Served:
 	case !r.Mode.holdsBack() && r.Mode != Deny:
-		if c, ok := s.candidate(s.Head); ok && !c.Rejected {
+		if c, ok := s.candidate(s.Head); ok && !c.barred() {
 			earlier(s.HeadSince) // the rule is another than it was
 		}
 	case r.Mode == Cooldown:
@@ -550,7 +558,7 @@ func (s State) due(p *Policy, ref Ref) time.Time {
 				earlier(t)
 			}
 		}
-		if c, _ := s.candidate(s.Head); s.Behind != nil && !s.Behind.Told && !c.Rejected {
+		if c, _ := s.candidate(s.Head); s.Behind != nil && !s.Behind.Told && !c.barred() {
 			earlier(s.Behind.Since.Add(r.MaxLag))
 		}
 	}

@@ -105,7 +105,7 @@ func (r *replayed) event(index int64, e Event) {
 	r.index = index
 	var change *Comparison
 	if e.Class != "" && e.Old != nil {
-		change = &Comparison{Old: e.Old.Digest, New: e.New.Digest, Class: e.Class}
+		change = &Comparison{Old: e.Old.Digest, New: e.New.Digest, Class: e.Class, Signals: e.Signals}
 	}
 	r.see(Observation{Digest: e.New.Digest, MediaType: e.New.MediaType, Size: e.New.Size, Evidence: e.Evidence, Change: change}, at)
 }

@@ -5,11 +5,14 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"regexp"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // A Mode says what is served after the head of a ref has moved.
@@ -35,11 +38,14 @@ type PolicyText struct {
 	Preset string     `json:"preset,omitempty"` // see Presets
 	Rules  []RuleText `json:"rules"`            // before those of the preset; first match wins
 
-	FlapWindow         time.Duration `json:"flap_window"`         // in which changes there and back are one flap; 0 is 15 min
-	DeleteObservations int           `json:"delete_observations"` // answers that a ref is gone before it is believed; 0 is 3
-	DeleteOver         time.Duration `json:"delete_over"`         // the time they must span, unless DeleteObservations is 0: then it is 1 h
-	GapAfter           time.Duration `json:"gap_after"`           // without an answer before it is a gap; 0 is 45 min
-	Mirrors            []string      `json:"mirrors,omitempty"`   // upstreams whose tags lag: they are given twice the time
+	FlapWindow         time.Duration   `json:"flap_window"`         // in which changes there and back are one flap; 0 is 15 min
+	DeleteObservations int             `json:"delete_observations"` // answers that a ref is gone before it is believed; 0 is 3
+	DeleteOver         time.Duration   `json:"delete_over"`         // the time they must span, unless DeleteObservations is 0: then it is 1 h
+	GapAfter           time.Duration   `json:"gap_after"`           // without an answer before it is a gap; 0 is 45 min
+	Denied             []digest.Digest `json:"denied,omitempty"`    // never served, whatever a rule says
+	Allowed            []digest.Digest `json:"allowed,omitempty"`   // need not wait under cooldown or hold
+
+	Mirrors []string `json:"mirrors,omitempty"` // upstreams whose tags lag: they are given twice the time
 
 	// Upstreams are all there are, nil if that is not known: a rule about another
 	// one has no effect. They are not part of the policy.
@@ -60,7 +66,12 @@ type RuleText struct {
 	OnStarved   string         `json:"on_starved,omitempty"` // cooldown: keep or longest_tenure
 	OnNew       string         `json:"on_new,omitempty"`     // cooldown: serve or refuse_until_age
 	OnDeleted   string         `json:"on_deleted,omitempty"` // serve or refuse
+	Escalate    []string       `json:"escalate,omitempty"`   // what has a digest held until it is approved, see Escalations
+	Bypass      []string       `json:"bypass,omitempty"`     // cooldown, hold: classes that need not wait
 }
+
+// Escalations are the words of RuleText.Escalate.
+func Escalations() []string { return slices.Sorted(maps.Keys(escalations)) }
 
 // The values of OnStarved, OnNew and OnDeleted; the first of each is the default.
 const (
@@ -80,7 +91,10 @@ var Presets = map[string][]RuleText{
 	"balanced": {
 		{Name: "balanced: official full versions", Match: "docker.io/library/**", FullVersion: &yes, Mode: Alert},
 		{Name: "balanced: full versions", Match: "**", FullVersion: &yes, Mode: Immutable},
-		{Name: "balanced", Match: "**", Mode: Cooldown, Age: 72 * time.Hour},
+		{
+			Name: "balanced", Match: "**", Mode: Cooldown, Age: 72 * time.Hour,
+			Escalate: []string{string(Downgraded), string(Burst), string(Aliased)}, Bypass: []string{string(ClassRepackaged), string(ClassAttestationOnly)},
+		},
 	},
 	"strict":     {{Name: "strict", Match: "**", Mode: HoldMode}},
 	"airgap":     {{Name: "airgap", Match: "**", Mode: HoldMode}},
@@ -97,6 +111,8 @@ type Rule struct {
 	OnStarved string
 	OnNew     string
 	OnDeleted string
+	Escalate  []string
+	Bypass    []string
 
 	match       Glob
 	tag         *regexp.Regexp
@@ -170,6 +186,11 @@ func Compile(text PolicyText) (*Policy, []PolicyError) {
 		return nil, errs
 	}
 	p.text.Rules = rules
+	for _, d := range text.Denied {
+		if slices.Contains(text.Allowed, d) {
+			return nil, []PolicyError{{"allowed", fmt.Sprintf("%s is in denied, too", d)}}
+		}
+	}
 	canonical, err := json.Marshal(p.text)
 	if err != nil {
 		panic("audit: policy cannot be encoded: " + err.Error())
@@ -229,7 +250,7 @@ func compileRule(t RuleText) (*Rule, []PolicyError) {
 	}
 	r := &Rule{
 		Name: t.Name, Mode: t.Mode, Age: t.Age, Tenure: defaultTenure, MaxLag: t.MaxLag,
-		OnStarved: t.OnStarved, OnNew: t.OnNew, OnDeleted: t.OnDeleted, fullVersion: t.FullVersion, conditions: t.conditions(),
+		OnStarved: t.OnStarved, OnNew: t.OnNew, OnDeleted: t.OnDeleted, Escalate: t.Escalate, Bypass: t.Bypass, fullVersion: t.FullVersion, conditions: t.conditions(),
 	}
 	if r.Name == "" {
 		r.Name = t.conditions()
@@ -246,6 +267,22 @@ func compileRule(t RuleText) (*Rule, []PolicyError) {
 	if !slices.Contains(modes, t.Mode) {
 		fail("mode", "%q is not one of observe, alert, cooldown, hold, immutable, deny", t.Mode)
 		return r, errs
+	}
+	for i, name := range t.Escalate {
+		if escalations[name] == nil {
+			fail(fmt.Sprintf("escalate[%d]", i), "%q is not one of %s", name, strings.Join(Escalations(), ", "))
+		}
+	}
+	for i, name := range t.Bypass {
+		if !slices.Contains(bypasses, name) {
+			fail(fmt.Sprintf("bypass[%d]", i), "%q is not one of %s", name, strings.Join(bypasses, ", "))
+		}
+	}
+	if len(t.Escalate) > 0 && (t.Mode == HoldMode && len(t.Bypass) == 0 || t.Mode == Immutable || t.Mode == Deny) {
+		fail("escalate", "has no effect in mode %s: everything is held", t.Mode)
+	}
+	if len(t.Bypass) > 0 && t.Mode != Cooldown && t.Mode != HoldMode {
+		fail("bypass", "has no effect in mode %s; it is for cooldown and hold", t.Mode)
 	}
 	if t.Mode == Cooldown {
 		if t.Age <= 0 {
@@ -344,6 +381,12 @@ func (r *Rule) String() string {
 	}
 	if r.OnDeleted == DeletedRefuse {
 		s += "  on_deleted " + r.OnDeleted
+	}
+	if len(r.Escalate) > 0 {
+		s += "  escalate " + strings.Join(r.Escalate, " ")
+	}
+	if len(r.Bypass) > 0 {
+		s += "  bypass " + strings.Join(r.Bypass, " ")
 	}
 	return s
 }

@@ -38,7 +38,7 @@ var byType = map[Type]Severity{
 	Rejected: Notice, Flapping: Notice, Gap: Notice,
 	Reverted: Warning, Deleted: Warning, Restored: Warning, Held: Warning, Withdrawn: Warning, Starved: Warning, TrustChanged: Warning,
 	Inconsistent: High, Aliased: High,
-	Violation: Critical, Forked: Critical, DeadLetter: Critical, Burst: Critical, Downgraded: Critical,
+	Violation: Critical, Forked: Critical, DeadLetter: Critical, ExposureFound: Critical, Burst: Critical, Downgraded: Critical,
 }
 
 // byClass is of moves, by what they look like.
@@ -65,8 +65,8 @@ func (e Event) Severity() Severity {
 	if !e.Type.Moves() || e.Type == FirstSeen || e.Type == Repackaged {
 		return s
 	}
-	if slices.Contains(e.Signals, "unconsumed") {
-		return e.unconsumed() // AUDIT.md, R8
+	if slices.Contains(e.Signals, unconsumed) {
+		return e.ofUnconsumed() // AUDIT.md, R8
 	}
 	s = max(s, byClass[e.Class])
 	for _, name := range e.Signals {
@@ -76,9 +76,12 @@ func (e Event) Severity() Severity {
 	return s
 }
 
-// unconsumed is the severity of a move that changes no platform that clients have: of
+// unconsumed is the signal of a move that changes no platform that clients have.
+const unconsumed = "unconsumed"
+
+// ofUnconsumed is the severity of a move that changes no platform that clients have: of
 // its signals those count that are about more than one tag.
-func (e Event) unconsumed() (s Severity) {
+func (e Event) ofUnconsumed() (s Severity) {
 	for _, name := range e.Signals {
 		if name, _, _ = strings.Cut(name, ":"); name == "burst" || name == "alias" {
 			s = max(s, bySignal[name])

@@ -60,6 +60,8 @@ type Candidate struct {
 	Left      bool          `json:"left,omitempty"`      // it is no longer the head
 	Withdrawn string        `json:"withdrawn,omitempty"` // how upstream took it back: never served by a rule
 	Rejected  bool          `json:"rejected,omitempty"`  // by an operator
+	Escalated string        `json:"escalated,omitempty"` // what of the move to it has it held, in any mode
+	Bypass    string        `json:"bypass,omitempty"`    // why it need not wait
 	Served    bool          `json:"served,omitempty"`    // it was, until an operator went back to an earlier one
 }
 
@@ -202,6 +204,14 @@ type Record struct {
 	// Neighbours tells of the repository of a ref whose head becomes another digest, which
 	// is "" at a first sight; nil when that is not known.
 	Neighbours func(old, new digest.Digest, now time.Time) Neighbourhood
+
+	// Former returns the newest digest that the ref meant and that is not to be skipped;
+	// nil when that is not known.
+	Former func(skip func(digest.Digest) bool) (Content, bool)
+
+	// Burst tells whether a burst that the ref was part of was told within a time; nil
+	// when that is not known.
+	Burst func(from, to time.Time) bool
 
 	// Last is the time of the newest entry of the log, zero without one.
 	Last time.Time

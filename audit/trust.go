@@ -124,7 +124,8 @@ func (t *turn) look() {
 	change := TrustChange{had, *t.seen.Trust}
 	lost := change.lost()
 	if !slices.ContainsFunc(lost, func(s string) bool { return s != sbomLost }) {
-		return // it came
+		t.found()
+		return
 	}
 	kind := Downgraded
 	if !slices.Contains(lost, signatureLost) && !slices.Contains(lost, provenanceLost) {

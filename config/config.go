@@ -242,6 +242,13 @@ type Audit struct {
 	// A tag that no rule matches is observed.
 	Rules []Rule `yaml:"rules"`
 
+	// Denied are digests that are never served for a tag, whatever the rules say: what the
+	// tag meant before is. Who has had one already is told (exposure.found).
+	Denied []string `yaml:"denied"`
+
+	// Allowed are digests that need not wait under cooldown or hold.
+	Allowed []string `yaml:"allowed"`
+
 	// Keep is the history whose bytes are kept while there is room.
 	Keep Keep `yaml:"keep"`
 
@@ -305,6 +312,13 @@ type Rule struct {
 	OnNew string `yaml:"on_new"`
 	// OnDeleted is serve, or refuse when upstream has deleted the tag.
 	OnDeleted string `yaml:"on_deleted"`
+	// Escalate is what of a move has the digest held until it is approved, in any mode:
+	// trust.downgraded, trust.changed, repo.burst, digest.aliased, user_to_root,
+	// entrypoint_changed, platform_removed.
+	Escalate []string `yaml:"escalate"`
+	// Bypass are the classes of moves that need not wait under cooldown or hold:
+	// repackaged, attestation_only, base_refresh.
+	Bypass []string `yaml:"bypass"`
 }
 
 // Keep bounds the history whose bytes are kept.

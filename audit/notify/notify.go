@@ -95,7 +95,7 @@ func (d TimeOfDay) Next(now time.Time) time.Time {
 var alerts = map[audit.Type]bool{
 	audit.Moved: true, audit.Reverted: true, audit.Repackaged: true, audit.Restored: true, audit.Deleted: true,
 	audit.Held: true, audit.Released: true, audit.Withdrawn: true, audit.Violation: true, audit.Starved: true, audit.Flapping: true,
-	audit.Burst: true, audit.Aliased: true, audit.Downgraded: true, audit.TrustChanged: true,
+	audit.Burst: true, audit.Aliased: true, audit.Downgraded: true, audit.ExposureFound: true, audit.TrustChanged: true,
 	audit.Inconsistent: true, audit.Gap: true, audit.Forked: true, audit.DeadLetter: true,
 }
 

@@ -107,6 +107,9 @@ func (i Item) aboutNoTag() string {
 	switch {
 	case e.Dead != nil:
 		return fmt.Sprintf("the sink %s did not take %d %s: %s", e.Dead.Sink, len(e.Dead.Entries), plural(len(e.Dead.Entries), "event"), e.Dead.Error)
+	case e.Exposed != nil:
+		return fmt.Sprintf("%s, which is denied now, was got by %d %s, last at %s: tidemark exposure %s",
+			short(e.New.Digest), e.Exposed.Clients, plural(e.Exposed.Clients, "client"), e.Exposed.Last.Format(time.RFC3339), e.New.Digest)
 	case e.Gap != nil:
 		return fmt.Sprintf("nothing was observed from %s to %s: %s", e.Gap.Start.Format(time.RFC3339), e.Gap.End.Format(time.RFC3339), e.Gap.Cause)
 	case e.Fork != nil:

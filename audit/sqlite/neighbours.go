@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -135,4 +136,46 @@ func customs(ctx context.Context, q querier, ref audit.Ref, now time.Time, n *au
 		n.LastBurst = fromMillis(last)
 	}
 	return err
+}
+
+// former returns the newest digest that a ref meant and that is not to be skipped.
+func former(ctx context.Context, q querier, id int64, skip func(digest.Digest) bool) (c audit.Content, ok bool, err error) {
+	rows, err := q.QueryContext(ctx, "SELECT digest, media_type, size FROM tag_interval WHERE ref_id = ? ORDER BY leaf_idx DESC", id)
+	if err != nil {
+		return c, false, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := rows.Scan(&c.Digest, &c.MediaType, &c.Size); err != nil {
+			return c, false, err
+		}
+		if !skip(c.Digest) {
+			return c, true, nil
+		}
+	}
+	return audit.Content{}, false, rows.Err()
+}
+
+// burstOf tells whether a burst that a ref was part of was told within a time.
+func burstOf(ctx context.Context, q querier, ref audit.Ref, from, to time.Time) (bool, error) {
+	rows, err := q.QueryContext(ctx, `SELECT l.body FROM log_leaf l JOIN ref r ON r.id = l.ref_id
+		WHERE l.type = ? AND r.upstream = ? AND r.repository = ? AND l.at BETWEEN ? AND ?`, string(audit.Burst), ref.Upstream, ref.Repository, millis(from), millis(to))
+	if err != nil {
+		return false, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var leaf []byte
+		if err := rows.Scan(&leaf); err != nil {
+			return false, err
+		}
+		e, err := audit.ParseLeaf(leaf)
+		if err != nil {
+			return false, err
+		}
+		if slices.Contains(e.Tags, ref.Tag) {
+			return true, nil
+		}
+	}
+	return false, rows.Err()
 }

@@ -241,6 +241,16 @@ func advance(ctx context.Context, tx *sql.Tx, ref audit.Ref, next func(audit.Rec
 		pastErr = errors.Join(pastErr, err)
 		return n
 	}
+	r.Former = func(skip func(digest.Digest) bool) (audit.Content, bool) {
+		c, ok, err := former(ctx, tx, id, skip)
+		pastErr = errors.Join(pastErr, err)
+		return c, ok
+	}
+	r.Burst = func(from, to time.Time) bool {
+		burst, err := burstOf(ctx, tx, ref, from, to)
+		pastErr = errors.Join(pastErr, err)
+		return burst
+	}
 	st, events, err := next(r)
 	if err = errors.Join(err, pastErr); err != nil {
 		return 0, st, err

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/rs/zerolog"
 
 	"tidemark/audit"
@@ -26,8 +27,22 @@ func policyOf(c *config.Config) (*audit.Policy, []audit.PolicyError) {
 		text.Rules = append(text.Rules, audit.RuleText{
 			Name: r.Name, Match: r.Match, Tag: r.Tag, FullVersion: r.FullVersion, Mode: audit.Mode(r.Mode),
 			Age: time.Duration(r.Age), Tenure: (*time.Duration)(r.Tenure), MaxLag: time.Duration(r.MaxLag),
-			OnStarved: r.OnStarved, OnNew: r.OnNew, OnDeleted: r.OnDeleted,
+			OnStarved: r.OnStarved, OnNew: r.OnNew, OnDeleted: r.OnDeleted, Escalate: r.Escalate, Bypass: r.Bypass,
 		})
+	}
+	var errs []audit.PolicyError
+	for _, list := range []struct {
+		name string
+		in   []string
+		out  *[]digest.Digest
+	}{{"denied", a.Denied, &text.Denied}, {"allowed", a.Allowed, &text.Allowed}} {
+		for i, s := range list.in {
+			d, err := digest.Parse(s)
+			if err != nil {
+				errs = append(errs, audit.PolicyError{Path: fmt.Sprintf("%s[%d]", list.name, i), Message: fmt.Sprintf("%q is not a digest: %v", s, err)})
+			}
+			*list.out = append(*list.out, d)
+		}
 	}
 	text.Upstreams = []string{}
 	for name, u := range c.Upstreams {
@@ -38,7 +53,11 @@ func policyOf(c *config.Config) (*audit.Policy, []audit.PolicyError) {
 	}
 	slices.Sort(text.Mirrors)
 	slices.Sort(text.Upstreams)
-	return audit.Compile(text)
+	p, more := audit.Compile(text)
+	if errs = append(errs, more...); len(errs) > 0 {
+		return nil, errs
+	}
+	return p, nil
 }
 
 // checkPolicy is the part of a configuration's validation that package config

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/rs/zerolog"
 
 	"tidemark/audit"
@@ -183,7 +184,11 @@ func (s *server) wireLedger(ctx context.Context, key *audit.Key, upstreams map[s
 	}
 	s.ledger = audit.New(audit.Options{
 		Notify: s.notifier.Recipients,
-		Store:  s.store, Memory: s.store, Policy: policy, Compare: s.contents.Compare,
+		Exposed: func(ctx context.Context, d digest.Digest) (audit.Exposed, error) {
+			list, err := s.store.Exposures(ctx, d)
+			return audit.CountExposed(list), err
+		},
+		Store: s.store, Memory: s.store, Policy: policy, Compare: s.contents.Compare,
 		TTL:        time.Duration(s.cfg.Tags.TTL),
 		Background: s.cfg.Tags.Refresh == config.RefreshBackground,
 		Log:        s.log,

@@ -123,9 +123,5 @@ func (s *server) wireNotify() error {
 // clients is how many clients had a digest, as far as it is kept.
 func (s *server) clients(ctx context.Context, d digest.Digest) (int, error) {
 	list, err := s.store.Exposures(ctx, d)
-	seen := make(map[string]bool)
-	for _, e := range list {
-		seen[e.Client] = true
-	}
-	return len(seen), err
+	return audit.CountExposed(list).Clients, err
 }

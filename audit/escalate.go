@@ -1,0 +1,158 @@
+package audit
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// What of a move raises a rule for it, and what lowers it (AUDIT.md, A9.1).
+
+// escalations are what can raise a rule for a digest: it is held until somebody
+// approves it, whatever the mode. Each has the signals that it is known by.
+var escalations = map[string][]string{
+	string(Downgraded): {signatureLost, provenanceLost}, string(TrustChanged): {signerChanged}, string(Burst): {"burst"}, string(Aliased): {"alias"},
+	"user_to_root": {"user_to_root"}, "entrypoint_changed": {"entrypoint_changed"}, "platform_removed": {"platform_removed"},
+}
+
+// bypasses are the classes that can lower a rule for a digest: it is served although it
+// is new. What they are compared with must have been served.
+var bypasses = []string{string(ClassRepackaged), string(ClassAttestationOnly), string(ClassBaseRefresh)}
+
+// denied is why a digest of PolicyText.Denied is held.
+const denied = "denied"
+
+// ErrDeniedDigest reports that all there is to serve is denied by its digest.
+var ErrDeniedDigest = errors.New("audit.denied has the digest that this tag means, and it meant no other one before that is here")
+
+// Denied are the digests that are never to be served.
+func (p *Policy) Denied() []digest.Digest {
+	if p == nil {
+		return nil
+	}
+	return p.text.Denied
+}
+
+// denies tells whether a digest is never to be served.
+func (p *Policy) denies(d digest.Digest) bool { return slices.Contains(p.Denied(), d) }
+
+// allows tells whether a digest need not wait.
+func (p *Policy) allows(d digest.Digest) bool { return p != nil && slices.Contains(p.text.Allowed, d) }
+
+// barred tells that no rule serves the candidate by itself.
+func (c Candidate) barred() bool { return c.Rejected || c.Escalated != "" }
+
+// weigh raises or lowers the rule for the new head by what the move to it looks like.
+func (t *turn) weigh(e *Event) {
+	c, ok := t.s.candidate(t.s.Head)
+	if !ok || e.Type == FirstSeen {
+		return
+	}
+	served := e.Old != nil && e.Old.Digest == t.s.Served
+	switch {
+	case t.p.allows(c.Digest):
+		c.Bypass = "allowed"
+	case served && slices.Contains(t.rule.Bypass, string(e.Class)):
+		c.Bypass = string(e.Class)
+	}
+	for _, name := range t.rule.Escalate {
+		if c.Bypass == "allowed" {
+			break
+		}
+		if slices.ContainsFunc(e.Signals, func(s string) bool { return slices.Contains(escalations[name], before(s, ":")) }) &&
+			!(name == "platform_removed" && slices.Contains(e.Signals, unconsumed)) {
+			c.Escalated = name
+			break
+		}
+	}
+	t.s.setCandidate(c)
+}
+
+func before(s, sep string) string {
+	s, _, _ = strings.Cut(s, sep)
+	return s
+}
+
+// found takes back that a head was held because something was missed beside it.
+func (t *turn) found() {
+	if c, ok := t.s.candidate(t.s.Head); ok && (c.Escalated == string(Downgraded) || c.Escalated == string(TrustChanged)) {
+		c.Escalated = ""
+		t.s.setCandidate(c)
+	}
+}
+
+// bursting raises the rule for a candidate that was among the first of a burst: when it
+// moved nobody knew of it yet. It tells whether it did.
+func (t *turn) bursting(c Candidate) bool {
+	if t.r.Burst == nil || !slices.Contains(t.rule.Escalate, string(Burst)) || !t.r.Burst(c.Since.Add(-BurstWindow), c.Since.Add(BurstWindow)) {
+		return false
+	}
+	c.Escalated = string(Burst)
+	t.s.setCandidate(c)
+	t.event(Event{Type: Held, Old: t.s.served(), New: &Content{Digest: c.Digest, MediaType: c.MediaType, Size: c.Size, FirstSeen: &c.Since}, Reason: c.Escalated, Policy: Effect{Effect: servingOld}})
+	return true
+}
+
+// expel sees to it that nothing denied is served, whatever was decided before: what the
+// ref meant before is served again, if that is known, and nothing otherwise.
+func (t *turn) expel() {
+	for _, c := range t.s.Candidates {
+		if t.p.denies(c.Digest) && !c.Rejected {
+			c.Rejected, c.Escalated = true, denied
+			t.s.setCandidate(c)
+		}
+	}
+	if t.s.Served == "" || !t.p.denies(t.s.Served) {
+		return
+	}
+	bad := Candidate{
+		Digest: t.s.Served, MediaType: t.s.ServedMediaType, Size: t.s.ServedSize, Since: t.s.HeadSince,
+		Left: t.s.Served != t.s.Head, Served: true, Rejected: true, Escalated: denied,
+	}
+	waiting := slices.DeleteFunc(slices.Clone(t.s.Candidates), func(c Candidate) bool { return c.Digest == bad.Digest })
+	t.s.Candidates = append([]Candidate{bad}, waiting...)
+	t.s.Served, t.s.ServedMediaType, t.s.ServedSize, t.s.Hold = "", "", 0, nil
+	if t.r.Former != nil {
+		if c, ok := t.r.Former(func(d digest.Digest) bool {
+			return d == bad.Digest || t.p.denies(d) || slices.ContainsFunc(waiting, func(w Candidate) bool { return w.Digest == d })
+		}); ok {
+			t.s.Served, t.s.ServedMediaType, t.s.ServedSize = c.Digest, c.MediaType, c.Size
+		}
+	}
+	t.lag()
+	effect := Effect{Effect: servingOld}
+	if t.s.Served == "" {
+		effect.Effect = refusing
+	}
+	t.event(Event{Type: Violation, Old: t.s.served(), New: &Content{Digest: bad.Digest, MediaType: bad.MediaType, Size: bad.Size}, Reason: denied, Policy: effect})
+}
+
+// Exposed counts who got a digest, without saying who.
+type Exposed struct {
+	Clients  int        `json:"clients"` // different addresses
+	Resolves int64      `json:"resolves"`
+	Fetches  int64      `json:"fetches"`
+	First    *time.Time `json:"first,omitempty"`
+	Last     *time.Time `json:"last,omitempty"`
+}
+
+// CountExposed sums exposures of one digest.
+func CountExposed(list []Exposure) (x Exposed) {
+	clients := make(map[string]bool)
+	for _, e := range list {
+		clients[e.Client] = true
+		x.Resolves += e.Resolves
+		x.Fetches += e.Fetches
+		if x.First == nil || e.First.Before(*x.First) {
+			x.First = &e.First
+		}
+		if x.Last == nil || e.Last.After(*x.Last) {
+			x.Last = &e.Last
+		}
+	}
+	x.Clients = len(clients)
+	return x
+}
