@@ -109,7 +109,8 @@ type Event struct {
 	Policy Effect `json:"policy,omitzero"`
 
 	// Recipients are who is to be told. Flapped is the move that this one takes back so
-	// soon (AUDIT.md, R4) that a sink that was not told of it yet is told of neither.
+	// soon (AUDIT.md, R4) that a sink that was not told of it, or of what came of it, yet is
+	// told of neither.
 	Recipients []Recipient `json:"-"`
 	Flapped    uuid.UUID   `json:"-"`
 }

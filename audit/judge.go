@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -69,7 +70,7 @@ func (t *turn) judge(e *Event) (more []Event) {
 		if stood := t.now.Sub(n.Since); n.Moves == 0 && stood >= burstStable {
 			e.Signals = append(e.Signals, fmt.Sprintf("never_moved_before:%dd", stood/(24*time.Hour)))
 		}
-		if FullVersion(t.ref.Tag) && n.MovedVersions < learnedMoves {
+		if FullVersion(t.ref.Tag) && !n.versionsMove(t.ref) {
 			e.Signals = append(e.Signals, "full_version_tag")
 		}
 	}
@@ -90,7 +91,7 @@ func (t *turn) judge(e *Event) (more []Event) {
 		e.Signals = append(e.Signals, fmt.Sprintf("siblings_moved:%d", moved))
 	}
 	self := SiblingMove{Tag: t.ref.Tag, At: t.now, Stood: stood, Class: e.Class}
-	tags := burst(n, self, t.now)
+	tags := burst(n, t.ref, self, t.now)
 	if len(tags) >= BurstRefs {
 		e.Signals = append(e.Signals, fmt.Sprintf("burst:%d", len(tags)))
 		if t.now.Sub(n.LastBurst) > BurstWindow {
@@ -143,16 +144,31 @@ func unusual(stood time.Duration, before []time.Duration) (z float64, ok bool) {
 	return z, math.Abs(z) >= cadenceZ
 }
 
+// versionsMove tells whether it is usual here that full versions move: it was learned,
+// or they are of Docker's official images, which are rebuilt under them by design.
+func (n Neighbourhood) versionsMove(ref Ref) bool {
+	return n.MovedVersions >= learnedMoves || ref.Upstream == "docker.io" && strings.HasPrefix(ref.Repository, "library/")
+}
+
 // burst returns the tags that moved within an hour although they do not usually, in
-// order of their names.
-func burst(n Neighbourhood, self SiblingMove, now time.Time) []string {
+// order of their names. Tags that are no full versions move together with every release:
+// that counts only beside something that is none.
+func burst(n Neighbourhood, ref Ref, self SiblingMove, now time.Time) []string {
 	var tags []string
+	odd := 0 // of them, that no release explains
 	for _, m := range append([]SiblingMove{self}, n.Recent...) {
-		version := FullVersion(m.Tag) && n.MovedVersions < learnedMoves
+		version := FullVersion(m.Tag) && !n.versionsMove(ref)
 		stable := m.Stood >= burstStable && n.Bursts < learnedMoves
-		if now.Sub(m.At) <= BurstWindow && (version || stable) && !trivial(m.Class) && !slices.Contains(tags, m.Tag) {
-			tags = append(tags, m.Tag)
+		if now.Sub(m.At) > BurstWindow || !version && !stable || trivial(m.Class) || slices.Contains(tags, m.Tag) {
+			continue
 		}
+		tags = append(tags, m.Tag)
+		if version || m.Class != ClassRelease && m.Class != ClassRebuild {
+			odd++
+		}
+	}
+	if odd == 0 {
+		return nil
 	}
 	slices.Sort(tags)
 	return tags[:min(len(tags), tagsMost)]

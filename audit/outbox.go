@@ -16,9 +16,10 @@ type Recipient struct {
 type Letter struct {
 	Index    int64
 	Leaf     []byte
-	Ref      Ref    // zero when it is about no single ref
-	Batch    string // the message that it is part of, "" until it was tried for the first time
-	Attempts int    // that failed
+	Ref      Ref       // zero when it is about no single ref
+	Batch    string    // the message that it is part of, "" until it was tried for the first time
+	Attempts int       // that failed
+	At       time.Time // not before
 }
 
 // A Delivery is what became of the letters of a message.

@@ -264,6 +264,7 @@ func (t *turn) arrive(kind Type) {
 		t.event(m)
 	}
 	if withdrawn != nil {
+		withdrawn.Flapped = e.Flapped
 		t.event(*withdrawn)
 	}
 	if changed {
@@ -419,6 +420,11 @@ func (t *turn) release(was *Content, c Candidate, reason string, op *Operator) {
 // hold tells that the new head is not served: as a violation, if it never may be.
 func (t *turn) hold(effect Effect) {
 	e := Event{Type: Held, Old: t.s.served(), New: t.s.head(), Reason: t.s.why(t.rule), Policy: effect}
+	for _, move := range t.events {
+		if move.Type.Moves() {
+			e.Class, e.Signals = move.Class, move.Signals
+		}
+	}
 	if c, _ := t.s.candidate(t.s.Head); c.Rejected || t.rule.Mode == Immutable {
 		e.Type = Violation
 	}

@@ -62,7 +62,12 @@ var bySignal = map[string]Severity{
 // Severity is the most that its type, its class and one of its signals give.
 func (e Event) Severity() Severity {
 	s := byType[e.Type]
-	if !e.Type.Moves() || e.Type == FirstSeen || e.Type == Repackaged {
+	switch {
+	case e.Type == Held && e.Policy.Mode == Cooldown && e.Policy.Until != nil:
+		s = Notice // it ends by itself
+	case e.Type == Withdrawn && e.Reason == "replaced":
+		return Notice // it was not gone back from
+	case e.Type == Held, !e.Type.Moves(), e.Type == FirstSeen, e.Type == Repackaged:
 		return s
 	}
 	if slices.Contains(e.Signals, unconsumed) {

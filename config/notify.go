@@ -47,8 +47,8 @@ type Notify struct {
 	// GroupBy is repository, so that what comes within group_wait is one message, or
 	// none. Default: repository.
 	GroupBy string `yaml:"group_by"`
-	// GroupWait is how long it waits for more; what is critical never does. A move
-	// waits for audit.flap_window, too. Default: 2m.
+	// GroupWait is how long it waits for more; what is critical never does. Default: 2m,
+	// and audit.flap_window for moves, so that nobody hears of one that is taken back.
 	GroupWait *Duration `yaml:"group_wait"`
 	// Digest is when what is below min_severity is told, such as daily@08:00.
 	// Default: never.

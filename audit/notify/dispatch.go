@@ -140,11 +140,13 @@ func (d *Dispatcher) serve(ctx context.Context, r Route, grown <-chan struct{}) 
 
 // round delivers what is due, and tells how long there is nothing more.
 func (d *Dispatcher) round(ctx context.Context, r Route) (wait time.Duration, failed int, err error) {
-	letters, err := d.o.Outbox.Due(ctx, r.Name, time.Now(), lettersMost)
+	// What is due within Wait goes along with what is due now.
+	now := time.Now()
+	letters, err := d.o.Outbox.Due(ctx, r.Name, now.Add(r.Wait), lettersMost)
 	if err != nil {
 		return 0, 0, err
 	}
-	lanes, err := r.sort(letters, len(letters) == lettersMost)
+	lanes, err := r.sort(letters, now, len(letters) == lettersMost)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -203,10 +205,11 @@ type batch struct {
 	digest bool
 }
 
-// sort makes batches of letters, in lanes of which each is in order. A batch that may
-// have been cut off at the end is left for the next time.
-func (r Route) sort(letters []audit.Letter, cut bool) ([][]*batch, error) {
-	lanes := make(map[string][]*batch)
+// sort makes batches of letters, in lanes of which each is in order, and keeps the lanes
+// in which something is due. A batch that may have been cut off at the end is left for the
+// next time.
+func (r Route) sort(letters []audit.Letter, now time.Time, cut bool) ([][]*batch, error) {
+	lanes, due := make(map[string][]*batch), make(map[string]bool)
 	var order []string
 	for _, l := range letters {
 		e, err := audit.ParseLeaf(l.Leaf)
@@ -224,7 +227,11 @@ func (r Route) sort(letters []audit.Letter, cut bool) ([][]*batch, error) {
 		case r.ByRepository && e.Severity() < audit.Critical && e.Ref != (audit.Ref{}):
 			lane, alone = e.Ref.Upstream+"/"+e.Ref.Repository, false
 		}
-		if lanes[lane] == nil {
+		late := !l.At.After(now)
+		if alone && !late {
+			continue
+		}
+		if due[lane] = due[lane] || late; lanes[lane] == nil {
 			order = append(order, lane)
 		}
 		list := lanes[lane]
@@ -240,7 +247,9 @@ func (r Route) sort(letters []audit.Letter, cut bool) ([][]*batch, error) {
 		if cut && i == len(order)-1 && lanes[lane][0].id != "" && i > 0 {
 			break
 		}
-		out = append(out, lanes[lane])
+		if due[lane] {
+			out = append(out, lanes[lane])
+		}
 	}
 	return out, nil
 }

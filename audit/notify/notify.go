@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
+
 	"tidemark/audit"
 )
 
@@ -109,11 +111,16 @@ func (r Route) due(e audit.Event) (at time.Time, ok bool) {
 		types = alerts
 	}
 	moves := e.Type.Moves() && e.Type != audit.FirstSeen
+	kept := moves && e.Policy.Served != "" && e.New != nil && e.Policy.Served != e.New.Digest
 	switch {
 	case !types[e.Type], e.Ref != (audit.Ref{}) && !r.Match.Matches(e.Ref), e.Evidence.Trigger == audit.TriggerImport:
 		return time.Time{}, false
 	case moves && e.Policy.Mode == audit.Observe, e.Rebaseline, e.Amends != nil:
 		return time.Time{}, false // for the record only (AUDIT.md, A9.1, R11, R16)
+	case kept && types[audit.Held] && types[audit.Violation]:
+		return time.Time{}, false // that it is held, or against the policy, says all of it
+	case e.Type == audit.Withdrawn && e.Flapped != uuid.Nil:
+		return time.Time{}, false // that it moved back says it (R4)
 	case e.Dead != nil && e.Dead.Sink == r.Name:
 		return time.Time{}, false // it would not be taken either
 	case r.digested(e) && r.Digest != nil:
@@ -122,7 +129,7 @@ func (r Route) due(e audit.Event) (at time.Time, ok bool) {
 		return time.Time{}, false
 	case e.Severity() == audit.Critical:
 		return e.Time, true
-	case moves:
+	case moves, e.Type == audit.Held:
 		return e.Time.Add(max(r.Wait, r.FlapWindow)), true
 	}
 	return e.Time.Add(r.Wait), true

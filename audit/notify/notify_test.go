@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/rs/zerolog"
 
 	"tidemark/audit"
@@ -316,7 +317,7 @@ func TestMessagesAreFew(t *testing.T) {
 		time.Sleep(25 * time.Hour)
 		h.close()
 		got := titles()
-		if len(got) != 3 || !strings.HasSuffix(got[2], "tidemark: daily digest, 2 events") { // what a was, and that fixed moved
+		if len(got) != 3 || !strings.HasSuffix(got[2], "tidemark: daily digest, 1 event") { // what a was
 			t.Errorf("told: %s\n%s", strings.Join(got, "\n"), s.got[len(s.got)-1].Text())
 		}
 	})
@@ -337,6 +338,9 @@ func TestRoutes(t *testing.T) {
 	}
 	other := base
 	other.Match = elsewhere
+	moved.ID = uuid.New()
+	moves := base
+	moves.Types = map[audit.Type]bool{audit.Moved: true}
 	only := base
 	only.Types = map[audit.Type]bool{audit.Held: true}
 	for name, c := range map[string]struct {
@@ -345,19 +349,26 @@ func TestRoutes(t *testing.T) {
 		want  time.Duration // after now, -1 for never
 	}{
 		"a move waits until it can no longer be taken back": {base, moved, 15 * time.Minute},
-		"what is held waits for company":                    {base, with(func(e *audit.Event) { e.Type = audit.Held }), 2 * time.Minute},
-		"what is critical does not wait":                    {base, with(func(e *audit.Event) { e.Type = audit.Violation }), 0},
-		"what is observed is for the record":                {base, with(func(e *audit.Event) { e.Policy.Mode = audit.Observe }), -1},
-		"another login is no move":                          {base, with(func(e *audit.Event) { e.Rebaseline = true }), -1},
-		"an index that grew was told of before":             {base, with(func(e *audit.Event) { e.Amends = &e.ID }), -1},
-		"the first sight is a baseline":                     {base, with(func(e *audit.Event) { e.Type = audit.FirstSeen }), -1},
-		"an import is a baseline":                           {base, with(func(e *audit.Event) { e.Evidence.Trigger = audit.TriggerImport }), -1},
-		"another repository is another's":                   {other, moved, -1},
-		"other types are another's":                         {only, moved, -1},
-		"what is not severe is not told":                    {base, with(func(e *audit.Event) { e.Class = audit.ClassRebuild }), -1},
-		"or with the digest, tomorrow at eight":             {digested, with(func(e *audit.Event) { e.Class = audit.ClassRebuild }), 20 * time.Hour},
-		"its own dead letters are not":                      {base, audit.Event{Type: audit.DeadLetter, Time: now, Dead: &audit.Undelivered{Sink: "ops"}}, -1},
-		"dead letters of others are":                        {base, audit.Event{Type: audit.DeadLetter, Time: now, Dead: &audit.Undelivered{Sink: "log"}}, 0},
+		"and so does what is held of it":                    {base, with(func(e *audit.Event) { e.Type = audit.Held }), 15 * time.Minute},
+		"a move that is held is told as held": {base, with(func(e *audit.Event) {
+			e.New, e.Policy.Served = &audit.Content{Digest: audittest.Digest("new")}, audittest.Digest("old")
+		}), -1},
+		"unless nobody wants to know what is held": {moves, with(func(e *audit.Event) {
+			e.New, e.Policy.Served = &audit.Content{Digest: audittest.Digest("new")}, audittest.Digest("old")
+		}), 15 * time.Minute},
+		"what was taken back at once is one flap": {base, with(func(e *audit.Event) { e.Type, e.Reason, e.Flapped = audit.Withdrawn, "reverted", e.ID }), -1},
+		"what is critical does not wait":          {base, with(func(e *audit.Event) { e.Type = audit.Violation }), 0},
+		"what is observed is for the record":      {base, with(func(e *audit.Event) { e.Policy.Mode = audit.Observe }), -1},
+		"another login is no move":                {base, with(func(e *audit.Event) { e.Rebaseline = true }), -1},
+		"an index that grew was told of before":   {base, with(func(e *audit.Event) { e.Amends = &e.ID }), -1},
+		"the first sight is a baseline":           {base, with(func(e *audit.Event) { e.Type = audit.FirstSeen }), -1},
+		"an import is a baseline":                 {base, with(func(e *audit.Event) { e.Evidence.Trigger = audit.TriggerImport }), -1},
+		"another repository is another's":         {other, moved, -1},
+		"other types are another's":               {only, moved, -1},
+		"what is not severe is not told":          {base, with(func(e *audit.Event) { e.Class = audit.ClassRebuild }), -1},
+		"or with the digest, tomorrow at eight":   {digested, with(func(e *audit.Event) { e.Class = audit.ClassRebuild }), 20 * time.Hour},
+		"its own dead letters are not":            {base, audit.Event{Type: audit.DeadLetter, Time: now, Dead: &audit.Undelivered{Sink: "ops"}}, -1},
+		"dead letters of others are":              {base, audit.Event{Type: audit.DeadLetter, Time: now, Dead: &audit.Undelivered{Sink: "log"}}, 0},
 	} {
 		got := notify.Recipients([]notify.Route{c.route}, c.event)
 		switch {

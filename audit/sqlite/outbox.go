@@ -16,7 +16,7 @@ func putRecipients(ctx context.Context, tx *sql.Tx, refID, index int64, e audit.
 	for _, n := range e.Recipients {
 		if e.Flapped != uuid.Nil {
 			res, err := tx.ExecContext(ctx, `DELETE FROM outbox WHERE sink = ? AND batch IS NULL AND dead = 0
-				AND leaf_idx = (SELECT idx FROM log_leaf WHERE event_id = ?)`, n.Sink, e.Flapped.String())
+				AND ref_id = ? AND leaf_idx >= (SELECT idx FROM log_leaf WHERE event_id = ?)`, n.Sink, refID, e.Flapped.String())
 			if err != nil {
 				return err
 			}
@@ -39,7 +39,7 @@ func putRecipients(ctx context.Context, tx *sql.Tx, refID, index int64, e audit.
 func (s *Store) Due(ctx context.Context, sink string, now time.Time, limit int) ([]audit.Letter, error) {
 	// A letter waits for a message about its ref that was tried and not taken yet.
 	rows, err := s.read.QueryContext(ctx, `
-		SELECT o.leaf_idx, l.body, coalesce(r.upstream, ''), coalesce(r.repository, ''), coalesce(r.tag, ''), coalesce(o.batch, ''), o.attempts
+		SELECT o.leaf_idx, l.body, coalesce(r.upstream, ''), coalesce(r.repository, ''), coalesce(r.tag, ''), coalesce(o.batch, ''), o.attempts, o.next_at
 		FROM outbox o JOIN log_leaf l ON l.idx = o.leaf_idx LEFT JOIN ref r ON r.id = o.ref_id
 		WHERE o.sink = ?1 AND o.dead = 0 AND o.next_at <= ?2 AND NOT EXISTS (
 			SELECT 1 FROM outbox p WHERE p.sink = ?1 AND p.dead = 0 AND p.ref_id = o.ref_id AND p.leaf_idx < o.leaf_idx
@@ -52,9 +52,11 @@ func (s *Store) Due(ctx context.Context, sink string, now time.Time, limit int) 
 	var out []audit.Letter
 	for rows.Next() {
 		var l audit.Letter
-		if err := rows.Scan(&l.Index, &l.Leaf, &l.Ref.Upstream, &l.Ref.Repository, &l.Ref.Tag, &l.Batch, &l.Attempts); err != nil {
+		var at int64
+		if err := rows.Scan(&l.Index, &l.Leaf, &l.Ref.Upstream, &l.Ref.Repository, &l.Ref.Tag, &l.Batch, &l.Attempts, &at); err != nil {
 			return nil, err
 		}
+		l.At = fromMillis(at)
 		out = append(out, l)
 	}
 	return out, rows.Err()

@@ -61,7 +61,7 @@ func routesOf(c *config.Config, fail func(path, message string)) []notify.Route 
 			}
 		}
 		if n.GroupWait != nil {
-			r.Wait = time.Duration(*n.GroupWait)
+			r.Wait, r.FlapWindow = time.Duration(*n.GroupWait), 0
 		}
 		if n.Digest != "" {
 			at, err := notify.ParseTimeOfDay(n.Digest)

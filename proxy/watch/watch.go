@@ -78,6 +78,7 @@ type item struct {
 	due     time.Time
 	clients int
 	head    time.Time // since when the head is what it is, as of the last answer
+	cadence cadence   // as of that head
 	place   int       // in the schedule, -1 while it is asked about
 	round   int       // the last refresh that wanted it
 }
@@ -180,29 +181,36 @@ func (w *Watcher) refresh(ctx context.Context, round int, lists map[string]liste
 // add begins to watch a ref: somewhere within its first interval, so that a start
 // with many of them is no rush.
 func (w *Watcher) add(ctx context.Context, ref audit.Ref, clients, round int) error {
-	interval, err := w.interval(ctx, ref, clients)
+	c, err := w.cadence(ctx, ref)
 	if err != nil {
 		return err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	q := w.upstreams[ref.Upstream]
-	it := &item{ref: ref, clients: clients, round: round, due: time.Now().Add(rand.N(interval))}
+	it := &item{ref: ref, clients: clients, round: round, cadence: c, due: time.Now().Add(rand.N(w.interval(c, clients)))}
 	q.byRef[ref] = it
 	q.put(it)
 	return nil
 }
 
-func (w *Watcher) interval(ctx context.Context, ref audit.Ref, clients int) (time.Duration, error) {
-	moves, since, err := w.o.Source.Moves(ctx, ref)
-	if err != nil {
-		return 0, err
+// A cadence is how often a ref moved, and since when it is known.
+type cadence struct {
+	moves int
+	since time.Time
+}
+
+func (w *Watcher) cadence(ctx context.Context, ref audit.Ref) (c cadence, err error) {
+	c.moves, c.since, err = w.o.Source.Moves(ctx, ref)
+	return c, err
+}
+
+func (w *Watcher) interval(c cadence, clients int) time.Duration {
+	known := Cadence{Moves: c.moves, Clients: clients}
+	if !c.since.IsZero() {
+		known.Watched = max(0, time.Since(c.since))
 	}
-	c := Cadence{Moves: moves, Clients: clients}
-	if !since.IsZero() {
-		c.Watched = max(0, time.Since(since))
-	}
-	return w.o.Pace.Interval(c), nil
+	return w.o.Pace.Interval(known)
 }
 
 // put enters an item into the schedule and wakes who waits for it. w.mu is held.
@@ -278,12 +286,13 @@ func (w *Watcher) ask(ctx context.Context, name string, q *queue, it *item) {
 		return
 	}
 	w.mu.Lock()
-	clients := it.clients
+	known, same := it.cadence, ans.HeadSince.Equal(it.head)
 	w.mu.Unlock()
-	interval, ierr := w.interval(ctx, it.ref, clients)
-	if ierr != nil {
-		w.log.Warn().Err(ierr).Str("ref", it.ref.String()).Msg("how often a tag moves could not be read; it is asked about as one never seen")
-		interval = w.o.Pace.Base
+	if !same {
+		var cerr error
+		if known, cerr = w.cadence(ctx, it.ref); cerr != nil {
+			w.log.Warn().Err(cerr).Str("ref", it.ref.String()).Msg("how often a tag moves could not be read; it is asked about as one never seen")
+		}
 	}
 	now := time.Now()
 	w.mu.Lock()
@@ -293,6 +302,8 @@ func (w *Watcher) ask(ctx context.Context, name string, q *queue, it *item) {
 		trouble = ans.Stale
 	}
 	q.answered(now, trouble)
+	it.cadence = known
+	interval := w.interval(known, it.clients)
 	moved := !ans.HeadSince.Equal(it.head)
 	if it.head.IsZero() { // the first answer since the start
 		moved = !ans.Settled()
