@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/rs/zerolog"
 )
 
@@ -14,6 +15,7 @@ import (
 const (
 	AccessLost = "upstream.access_lost" // it no longer lets us see what it did
 	Degraded   = "upstream.degraded"    // it fails, is silent, or asks us to wait
+	Recovered  = "upstream.recovered"   // either of them is over
 )
 
 // A Trouble is an error of an upstream that says something about its condition.
@@ -35,8 +37,9 @@ type Condition struct {
 
 // A ConditionStore keeps conditions.
 type ConditionStore interface {
-	// PutCondition records that a condition began or, with Until, that it ended.
-	PutCondition(ctx context.Context, c Condition) error
+	// PutCondition records that a condition began or, with Until, that it ended, and in the
+	// same transaction whom to tell of it: the recipients of told.
+	PutCondition(ctx context.Context, c Condition, told Event) error
 }
 
 // streak is how many failures in a row are a condition: one may be chance.
@@ -45,30 +48,52 @@ const streak = 3
 // Conditions follows how upstreams are doing from the questions about tags, and
 // writes it down off the path of a pull.
 type Conditions struct {
-	store ConditionStore
-	now   func() time.Time
-	log   zerolog.Logger
+	o ConditionOptions
 
 	mu      sync.Mutex
 	failing map[string]*failing
-	queue   []Condition
+	queue   []change
 	wake    chan struct{} // holds one
+}
+
+// ConditionOptions configure Conditions. Store is required.
+type ConditionOptions struct {
+	Store ConditionStore
+
+	// Notify, if set, says who is to be told of a condition; Told is called when that was
+	// written down.
+	Notify func(Event) []Recipient
+	Told   func()
+
+	Now func() time.Time // the clock, nil for time.Now
+	Log zerolog.Logger
+}
+
+// A change is that a condition began or ended, and what is told of it.
+type change struct {
+	Condition
+	told Event
 }
 
 type failing struct {
 	kind  string
 	count int
 	since time.Time
-	told  bool
+	told  uuid.UUID // by which event that it began, zero when it was not
 }
 
-// NewConditions returns conditions in a store. now is the clock, nil for
-// time.Now. It starts nothing.
-func NewConditions(store ConditionStore, now func() time.Time, log zerolog.Logger) *Conditions {
-	if now == nil {
-		now = time.Now
+// NewConditions returns conditions. It starts nothing.
+func NewConditions(o ConditionOptions) *Conditions {
+	if o.Now == nil {
+		o.Now = time.Now
 	}
-	return &Conditions{store: store, now: now, log: log, failing: make(map[string]*failing), wake: make(chan struct{}, 1)}
+	if o.Notify == nil {
+		o.Notify = func(Event) []Recipient { return nil }
+	}
+	if o.Told == nil {
+		o.Told = func() {}
+	}
+	return &Conditions{o: o, failing: make(map[string]*failing), wake: make(chan struct{}, 1)}
 }
 
 // Answered is told how a question about a tag ended.
@@ -80,13 +105,13 @@ func (c *Conditions) Answered(upstream string, err error) {
 	} else if err != nil {
 		return // ours, or the client's
 	}
-	now := c.now().UTC().Truncate(time.Millisecond)
+	now := c.o.Now().UTC().Truncate(time.Millisecond)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f := c.failing[upstream]
 	if f != nil && f.kind != kind {
-		if f.told {
-			c.put(Condition{Upstream: upstream, Type: f.kind, Since: f.since, Until: &now})
+		if f.told != uuid.Nil {
+			c.put(Condition{Upstream: upstream, Type: f.kind, Since: f.since, Until: &now}, f.told)
 		}
 		delete(c.failing, upstream)
 		f = nil
@@ -98,24 +123,29 @@ func (c *Conditions) Answered(upstream string, err error) {
 		f = &failing{kind: kind, since: now}
 		c.failing[upstream] = f
 	}
-	if f.count++; f.count >= streak && !f.told {
-		f.told = true
-		c.put(Condition{Upstream: upstream, Type: kind, Since: f.since, Cause: err.Error()})
+	if f.count++; f.count >= streak && f.told == uuid.Nil {
+		f.told = c.put(Condition{Upstream: upstream, Type: kind, Since: f.since, Cause: err.Error()}, uuid.Nil)
 	}
 }
 
-// put tells of a condition and queues it. c.mu is held.
-func (c *Conditions) put(r Condition) {
-	line := c.log.Warn().Str("kind", r.Type)
+// put tells of a condition and queues it, and returns as what event. With one that began
+// comes the event that told so: who was not told of that need not be told of either. c.mu
+// is held.
+func (c *Conditions) put(r Condition, began uuid.UUID) uuid.UUID {
+	e := Event{ID: newID(), Type: Type(r.Type), Time: c.o.Now().UTC().Truncate(time.Millisecond), Condition: &r, Reason: r.Cause, Flapped: began}
+	line := c.o.Log.Warn().Str("kind", r.Type)
 	if r.Until != nil {
-		line = c.log.Info().Str("kind", "upstream.recovered")
+		e.Type = Recovered
+		line = c.o.Log.Info().Str("kind", Recovered)
 	}
+	e.Recipients = c.o.Notify(e)
 	line.Str("upstream", r.Upstream).Str("cause", r.Cause).Msg("condition of an upstream")
-	c.queue = append(c.queue, r)
+	c.queue = append(c.queue, change{r, e})
 	select {
 	case c.wake <- struct{}{}:
 	default:
 	}
+	return e.ID
 }
 
 // Now returns what lasts at present, by upstream.
@@ -124,7 +154,7 @@ func (c *Conditions) Now() map[string]Condition {
 	defer c.mu.Unlock()
 	out := make(map[string]Condition)
 	for name, f := range c.failing {
-		if f.told {
+		if f.told != uuid.Nil {
 			out[name] = Condition{Upstream: name, Type: f.kind, Since: f.since}
 		}
 	}
@@ -161,13 +191,14 @@ func (c *Conditions) flush(ctx context.Context) bool {
 	c.queue = nil
 	c.mu.Unlock()
 	for i, r := range queue {
-		if err := c.store.PutCondition(ctx, r); err != nil {
-			c.log.Warn().Err(err).Str("upstream", r.Upstream).Msg("the condition of an upstream could not be written down yet")
+		if err := c.o.Store.PutCondition(ctx, r.Condition, r.told); err != nil {
+			c.o.Log.Warn().Err(err).Str("upstream", r.Upstream).Msg("the condition of an upstream could not be written down yet")
 			c.mu.Lock()
 			c.queue = append(queue[i:], c.queue...)
 			c.mu.Unlock()
 			return false
 		}
+		c.o.Told()
 	}
 	return true
 }

@@ -60,8 +60,15 @@ var types = map[Type]bool{
 	Inconsistent: true, Gap: true, Snapshot: true, Action: true, Forked: true, DeadLetter: true, Burst: true, Aliased: true, Downgraded: true, ExposureFound: true, TrustChanged: true,
 }
 
-// Known tells whether t is a type that this version writes.
+// notices are of events that sinks are told of, and that are no entries of the log: they
+// are about an upstream's health, not about what a tag means.
+var notices = map[Type]bool{AccessLost: true, Degraded: true, Recovered: true}
+
+// Known tells whether t is a type of entries that this version writes.
 func (t Type) Known() bool { return types[t] }
+
+// Told tells whether sinks can be told of events of type t.
+func (t Type) Told() bool { return types[t] || notices[t] }
 
 // Moves tells the types after which the ref's head is New.
 func (t Type) Moves() bool {
@@ -105,6 +112,9 @@ type Event struct {
 	Fork     *ForkedTrees `json:"fork,omitempty"`
 	Dead     *Undelivered `json:"dead,omitempty"`
 	Exposed  *Exposed     `json:"exposed,omitempty"`
+
+	// Condition is of an upstream; such events are no entries of the log.
+	Condition *Condition `json:"condition,omitempty"`
 
 	Policy Effect `json:"policy,omitzero"`
 
@@ -172,12 +182,14 @@ const (
 
 // An Operator is who decided something, and why.
 type Operator struct {
-	Action string        `json:"action"` // approve, reject, hold, release, pin, unpin, purge, scrub, import, backfill, policy.changed, credentials.changed
+	Action string        `json:"action"` // approve, reject, hold, release, pin, unpin, purge, scrub, import, backfill, acknowledge, mute, unmute, policy.changed, credentials.changed
 	Reason string        `json:"reason,omitempty"`
 	Digest digest.Digest `json:"digest,omitempty"`
 	Target string        `json:"target,omitempty"` // what it is about, if it is no ref: an upstream
 	Old    string        `json:"old,omitempty"`    // of policies their sha256, of credentials the identities
 	New    string        `json:"new,omitempty"`
+	Entry  *int64        `json:"entry,omitempty"` // of the log, that it is about
+	Until  *time.Time    `json:"until,omitempty"` // of mutes
 }
 
 // A FlapCount tells of a ref that goes back and forth.

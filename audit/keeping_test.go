@@ -94,7 +94,7 @@ func (t trouble) Condition() string { return string(t) }
 func TestConditions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := openStore(t, t.TempDir())
-		c := audit.NewConditions(store, nil, quiet)
+		c := audit.NewConditions(audit.ConditionOptions{Store: store, Log: quiet})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- c.Run(ctx) }()
@@ -141,13 +141,13 @@ type flakyConditions struct {
 	puts int
 }
 
-func (f *flakyConditions) PutCondition(ctx context.Context, c audit.Condition) error {
+func (f *flakyConditions) PutCondition(ctx context.Context, c audit.Condition, told audit.Event) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.puts++; f.err != nil && !f.done {
 		return f.err
 	}
-	return errors.Join(f.Store.PutCondition(ctx, c), f.err)
+	return errors.Join(f.Store.PutCondition(ctx, c, told), f.err)
 }
 
 // What cannot be written down about an upstream waits, in order, and is written
@@ -158,7 +158,7 @@ func TestConditionsAreNotLost(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				store := openStore(t, t.TempDir())
 				f := &flakyConditions{Store: store, err: errors.New("disk full"), done: done}
-				c := audit.NewConditions(f, nil, quiet)
+				c := audit.NewConditions(audit.ConditionOptions{Store: f, Log: quiet})
 				ctx, cancel := context.WithCancel(t.Context())
 				ended := make(chan error)
 				go func() { ended <- c.Run(ctx) }()

@@ -20,6 +20,7 @@ type Letter struct {
 	Batch    string    // the message that it is part of, "" until it was tried for the first time
 	Attempts int       // that failed
 	At       time.Time // not before
+	Reminder int       // how often the sink was reminded of it, with this time
 }
 
 // A Delivery is what became of the letters of a message.
@@ -48,6 +49,13 @@ type Outbox interface {
 
 	// Settle records what became of a message, durably.
 	Settle(ctx context.Context, d Delivery) error
+
+	// Unheeded returns the alerts that are open and that nobody acknowledged, of which the
+	// sink was not told since a time, nor is to be.
+	Unheeded(ctx context.Context, sink string, before time.Time) ([]Letter, error)
+
+	// Remind has a sink be told again of alerts, under another message than before.
+	Remind(ctx context.Context, sink string, indexes []int64, now time.Time) error
 }
 
 // OutboxCount is how many letters of a sink are in a state: pending or dead.

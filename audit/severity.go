@@ -37,6 +37,7 @@ var byType = map[Type]Severity{
 	FirstSeen: Info, Repackaged: Info, Released: Info, Action: Info, Snapshot: Info,
 	Rejected: Notice, Flapping: Notice, Gap: Notice,
 	Reverted: Warning, Deleted: Warning, Restored: Warning, Held: Warning, Withdrawn: Warning, Starved: Warning, TrustChanged: Warning,
+	AccessLost: Warning, Degraded: Warning, Recovered: Warning,
 	Inconsistent: High, Aliased: High,
 	Violation: Critical, Forked: Critical, DeadLetter: Critical, ExposureFound: Critical, Burst: Critical, Downgraded: Critical,
 }

@@ -139,6 +139,10 @@ type Admin struct {
 	// TokenFile holds the token that calls must carry; required off loopback.
 	TokenFile string `yaml:"token_file"`
 	Token     Secret `yaml:"-"` // read from TokenFile
+	// FeedTokenFile holds the token that readers of /feed.atom and /feed.json give as the
+	// parameter token, instead of the other.
+	FeedTokenFile string `yaml:"feed_token_file"`
+	FeedToken     Secret `yaml:"-"` // read from FeedTokenFile
 }
 
 // Upstream is a registry that is mirrored.

@@ -53,6 +53,12 @@ type Notify struct {
 	// Digest is when what is below min_severity is told, such as daily@08:00.
 	// Default: never.
 	Digest string `yaml:"digest"`
+	// Quiet are hours in which what is not critical waits for their end, such as
+	// 22:00-07:00. Default: none.
+	Quiet string `yaml:"quiet"`
+	// Remind is after how long what is still open, and was told as it came, is told again,
+	// until somebody acknowledges it (tidemark notify ack). Default: never.
+	Remind Duration `yaml:"remind"`
 }
 
 // The types of Notify.

@@ -229,6 +229,15 @@ func validateCAFile(d *decoder, path, file string) {
 
 func (c *Config) validateAdmin(d *decoder) {
 	local := c.validateListen(d, "admin.listen", c.Admin.Listen)
+	if c.Admin.FeedTokenFile != "" {
+		var err error
+		if c.Admin.FeedToken, err = readSecret(c.Admin.FeedTokenFile); err != nil {
+			d.fail("admin.feed_token_file", nil, "%v", err)
+		}
+		if c.Admin.TokenFile == "" {
+			d.fail("admin.feed_token_file", nil, "has no effect without admin.token_file: the feeds are open to everybody who reaches the address")
+		}
+	}
 	if c.Admin.TokenFile == "" {
 		if !local {
 			d.fail("admin.token_file", nil, "%s can be reached from elsewhere: a token is required", c.Admin.Listen)

@@ -52,6 +52,7 @@ type Store interface {
 	AddReferrers(ctx context.Context, upstream, repository string, list []audit.Referrer) error
 	Referrers(ctx context.Context, upstream, repository string, subject digest.Digest) ([]audit.Referrer, error)
 	audit.Outbox
+	audit.AlertStore
 	OutboxCounts(ctx context.Context) ([]audit.OutboxCount, error)
 	Requeue(ctx context.Context, sink string, indexes []int64, now time.Time) error
 	Pulled(ctx context.Context, since time.Time) ([]audit.Pulled, error)
@@ -91,6 +92,9 @@ func Run(t *testing.T, open func(t *testing.T, dir string) Store) {
 		"tags are known as of a moment":                    tagsAt,
 		"letters are sent once, whatever happens":          outbox,
 		"there and back is told to nobody":                 flaps,
+		"an alert is open until something ends it":         alerts,
+		"a condition is told, unless it was over at once":  notices,
+		"what a ref meant before is known":                 former,
 		"who pulls what, and what moves how often":         cadence,
 		"events of many refs come in order":                eventsOfRefs,
 	} {
@@ -676,7 +680,7 @@ func conditions(t *testing.T, open func() Store) {
 		{Upstream: "docker.io", Type: audit.Degraded, Since: start, Until: &end},
 		{Upstream: "ghcr.io", Type: audit.AccessLost, Since: end, Cause: "401"}, // the process before did not see the end
 	} {
-		if err := s.PutCondition(t.Context(), c); err != nil {
+		if err := s.PutCondition(t.Context(), c, audit.Event{}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -37,6 +39,8 @@ type Dispatcher struct {
 	o     Options
 	grown []chan struct{} // one for each route, holds one
 
+	mutes atomic.Pointer[[]audit.Mute]
+
 	mu       sync.Mutex
 	troubles map[string]error // of routes, why they are not told at present
 }
@@ -44,6 +48,7 @@ type Dispatcher struct {
 // New returns a dispatcher. It starts nothing.
 func New(o Options) *Dispatcher {
 	d := &Dispatcher{o: o, troubles: make(map[string]error)}
+	d.mutes.Store(new([]audit.Mute))
 	for range o.Routes {
 		d.grown = append(d.grown, make(chan struct{}, 1))
 	}
@@ -51,7 +56,19 @@ func New(o Options) *Dispatcher {
 }
 
 // Recipients says who is to be told of an event.
-func (d *Dispatcher) Recipients(e audit.Event) []audit.Recipient { return Recipients(d.o.Routes, e) }
+func (d *Dispatcher) Recipients(e audit.Event) []audit.Recipient {
+	if d.muted(e, time.Now()) {
+		return nil
+	}
+	return Recipients(d.o.Routes, e)
+}
+
+// Mute has nobody told of what mutes say, instead of what was muted before.
+func (d *Dispatcher) Mute(mutes []audit.Mute) { d.mutes.Store(&mutes) }
+
+func (d *Dispatcher) muted(e audit.Event, now time.Time) bool {
+	return slices.ContainsFunc(*d.mutes.Load(), func(m audit.Mute) bool { return m.Mutes(e, now) })
+}
 
 // Grown tells that there may be letters. It does not block.
 func (d *Dispatcher) Grown() {
@@ -106,9 +123,60 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	for i, r := range d.o.Routes {
 		wg.Go(func() { d.serve(ctx, r, d.grown[i]) })
+		if r.Remind > 0 {
+			wg.Go(func() { d.remind(ctx, r) })
+		}
 	}
 	wg.Wait()
 	<-ctx.Done()
+	return nil
+}
+
+// remindEvery is how often what is open is looked through.
+const remindEvery = time.Minute
+
+// remind has a sink told again of what is open, until ctx ends.
+func (d *Dispatcher) remind(ctx context.Context, r Route) {
+	tick := time.NewTicker(remindEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		if err := d.remindNow(ctx, r, time.Now()); err != nil && ctx.Err() == nil {
+			d.o.Log.Warn().Err(err).Str("sink", r.Name).Msg("what is still open could not be looked through; it is tried again")
+		}
+	}
+}
+
+// remindNow enters what the sink is to be told again: what it was told as it came.
+func (d *Dispatcher) remindNow(ctx context.Context, r Route, now time.Time) error {
+	if r.Quiet.End(now) != now {
+		return nil
+	}
+	letters, err := d.o.Outbox.Unheeded(ctx, r.Name, now.Add(-r.Remind))
+	if err != nil {
+		return err
+	}
+	var indexes []int64
+	for _, l := range letters {
+		e, err := audit.ParseLeaf(l.Leaf)
+		if err != nil {
+			return fmt.Errorf("entry %d: %w", l.Index, err)
+		}
+		if _, told := r.due(e); told && !r.digested(e) && !d.muted(e, now) {
+			indexes = append(indexes, l.Index)
+		}
+	}
+	if len(indexes) == 0 {
+		return nil
+	}
+	if err := d.o.Outbox.Remind(ctx, r.Name, indexes, now); err != nil {
+		return err
+	}
+	d.Grown()
 	return nil
 }
 
@@ -203,6 +271,8 @@ type batch struct {
 	items  []Item
 	tried  int
 	digest bool
+
+	reminder int // of its first letter
 }
 
 // sort makes batches of letters, in lanes of which each is in order, and keeps the lanes
@@ -222,6 +292,8 @@ func (r Route) sort(letters []audit.Letter, now time.Time, cut bool) ([][]*batch
 		switch {
 		case l.Batch != "":
 			lane, alone = "batch "+l.Batch, false
+		case l.Reminder > 0:
+			lane, alone = fmt.Sprintf("reminder %s/%s", e.Ref.Upstream, e.Ref.Repository), false
 		case digest:
 			lane, alone = "digest", false
 		case r.ByRepository && e.Severity() < audit.Critical && e.Ref != (audit.Ref{}):
@@ -236,7 +308,7 @@ func (r Route) sort(letters []audit.Letter, now time.Time, cut bool) ([][]*batch
 		}
 		list := lanes[lane]
 		if n := len(list); n == 0 || alone || l.Batch == "" && len(list[n-1].items) >= itemsMost {
-			list = append(list, &batch{id: l.Batch, tried: l.Attempts, digest: digest})
+			list = append(list, &batch{id: l.Batch, tried: l.Attempts, digest: digest, reminder: l.Reminder})
 		}
 		b := list[len(list)-1]
 		b.items = append(b.items, item)
@@ -260,6 +332,9 @@ func (d *Dispatcher) deliver(ctx context.Context, r Route, b *batch) (done bool,
 	now := time.Now()
 	if b.id == "" {
 		b.id = b.items[0].Event.ID.String()
+		if b.reminder > 0 {
+			b.id += fmt.Sprintf("-r%d", b.reminder)
+		}
 		var indexes []int64
 		for _, i := range b.items {
 			indexes = append(indexes, i.Index)
@@ -271,7 +346,7 @@ func (d *Dispatcher) deliver(ctx context.Context, r Route, b *batch) (done bool,
 	d.count(ctx, b.items)
 	sctx, cancel := context.WithTimeout(ctx, SendTimeout)
 	defer cancel()
-	serr := r.Sink.Send(sctx, Message{ID: b.id + "." + r.Name, Origin: d.o.Origin, Items: b.items, Digest: b.digest})
+	serr := r.Sink.Send(sctx, Message{ID: b.id + "." + r.Name, Origin: d.o.Origin, Items: b.items, Digest: b.digest, Reminder: b.reminder})
 	if ctx.Err() != nil {
 		return false, ctx.Err() // whatever came of it, it is sent again under the same ID
 	}

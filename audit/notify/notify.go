@@ -5,6 +5,7 @@ package notify
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -36,7 +37,11 @@ type Message struct {
 	Origin string // of the log
 	Items  []Item // at least one, oldest first
 	Digest bool   // it is the digest of what was not worth a message of its own
-	Test   bool   // it never happened
+
+	// Reminder counts how often it was told before: something is still open, and nobody
+	// acknowledged it.
+	Reminder int
+	Test     bool // it never happened
 }
 
 // Severity is that of the most severe item.
@@ -69,6 +74,9 @@ type Route struct {
 	ByRepository bool          // what comes within Wait about one repository is one message
 	Wait         time.Duration // before what is not critical is told
 	FlapWindow   time.Duration // before a move that is not critical is told: it may be taken back
+
+	Quiet  Hours         // in which what is not critical waits for their end
+	Remind time.Duration // after which what is still open is told again, 0 for never
 }
 
 // A TimeOfDay is minutes since midnight, of the machine's own clock.
@@ -93,11 +101,43 @@ func (d TimeOfDay) Next(now time.Time) time.Time {
 	return at
 }
 
+// Hours are from a time of the day until another, which may be the next day. The zero
+// Hours are none.
+type Hours struct{ From, Until TimeOfDay }
+
+// ParseHours reads 22:00-07:00.
+func ParseHours(s string) (h Hours, err error) {
+	from, until, ok := strings.Cut(s, "-")
+	f, err1 := time.Parse("15:04", from)
+	u, err2 := time.Parse("15:04", until)
+	if !ok || err1 != nil || err2 != nil || f.Equal(u) {
+		return Hours{}, fmt.Errorf("%q are no hours such as 22:00-07:00", s)
+	}
+	return Hours{TimeOfDay(f.Hour()*60 + f.Minute()), TimeOfDay(u.Hour()*60 + u.Minute())}, nil
+}
+
+// End is when the hours that at is in are over, or at.
+func (h Hours) End(at time.Time) time.Time {
+	if h.From == h.Until {
+		return at
+	}
+	local := at.Local()
+	now := TimeOfDay(local.Hour()*60 + local.Minute())
+	in := now >= h.From && now < h.Until
+	if h.From > h.Until { // over midnight
+		in = now >= h.From || now < h.Until
+	}
+	if !in {
+		return at
+	}
+	return h.Until.Next(local)
+}
+
 // alerts are the types that a sink is told of unless it says which.
 var alerts = map[audit.Type]bool{
 	audit.Moved: true, audit.Reverted: true, audit.Repackaged: true, audit.Restored: true, audit.Deleted: true,
 	audit.Held: true, audit.Released: true, audit.Withdrawn: true, audit.Violation: true, audit.Starved: true, audit.Flapping: true,
-	audit.Burst: true, audit.Aliased: true, audit.Downgraded: true, audit.ExposureFound: true, audit.TrustChanged: true,
+	audit.Burst: true, audit.Aliased: true, audit.AccessLost: true, audit.Degraded: true, audit.Recovered: true, audit.Downgraded: true, audit.ExposureFound: true, audit.TrustChanged: true,
 	audit.Inconsistent: true, audit.Gap: true, audit.Forked: true, audit.DeadLetter: true,
 }
 
@@ -113,7 +153,7 @@ func (r Route) due(e audit.Event) (at time.Time, ok bool) {
 	moves := e.Type.Moves() && e.Type != audit.FirstSeen
 	kept := moves && e.Policy.Served != "" && e.New != nil && e.Policy.Served != e.New.Digest
 	switch {
-	case !types[e.Type], e.Ref != (audit.Ref{}) && !r.Match.Matches(e.Ref), e.Evidence.Trigger == audit.TriggerImport:
+	case !types[e.Type], !r.matches(e), e.Evidence.Trigger == audit.TriggerImport:
 		return time.Time{}, false
 	case moves && e.Policy.Mode == audit.Observe, e.Rebaseline, e.Amends != nil:
 		return time.Time{}, false // for the record only (AUDIT.md, A9.1, R11, R16)
@@ -129,10 +169,24 @@ func (r Route) due(e audit.Event) (at time.Time, ok bool) {
 		return time.Time{}, false
 	case e.Severity() == audit.Critical:
 		return e.Time, true
-	case moves, e.Type == audit.Held:
-		return e.Time.Add(max(r.Wait, r.FlapWindow)), true
+	case moves, e.Type == audit.Held, e.Condition != nil:
+		return r.Quiet.End(e.Time.Add(max(r.Wait, r.FlapWindow))), true
 	}
-	return e.Time.Add(r.Wait), true
+	return r.Quiet.End(e.Time.Add(r.Wait)), true
+}
+
+// matches tells whether e is about something that the route is for. What is about no tag
+// is for all; the condition of an upstream for those that are told of a tag of it.
+func (r Route) matches(e audit.Event) bool {
+	prefix := r.Match.Prefix()
+	switch {
+	case e.Ref != (audit.Ref{}):
+		return r.Match.Matches(e.Ref)
+	case e.Condition != nil:
+		upstream := e.Condition.Upstream + "/"
+		return strings.HasPrefix(prefix, upstream) || strings.HasPrefix(upstream, prefix)
+	}
+	return true
 }
 
 // Recipients says who of the routes is to be told of an event.

@@ -68,6 +68,7 @@ type house struct {
 	store  *sqlite.Store
 	ledger *audit.Ledger
 	routes []notify.Route
+	d      *notify.Dispatcher
 	stop   func()
 }
 
@@ -95,6 +96,7 @@ func (h *house) start() {
 		Recorded: func(int64, audit.Event) { d.Grown() },
 	})
 	d = notify.New(notify.Options{Outbox: h.store, Routes: h.routes, Origin: "tidemark.test/log", Undelivered: h.ledger.Undelivered, Log: zerolog.Nop()})
+	h.d = d
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -377,5 +379,150 @@ func TestRoutes(t *testing.T) {
 		case c.want >= 0 && (len(got) != 1 || !got[0].At.Equal(now.Add(c.want))):
 			t.Errorf("%s: %v, want %v later", name, got, c.want)
 		}
+	}
+}
+
+// What is open is told again after a time, as another message, until somebody
+// acknowledges it or it is over, and over a restart.
+func TestWhatIsOpenIsToldAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &scripted{}
+		r := route("ops", s)
+		r.MinSeverity, r.Remind = audit.Warning, 24*time.Hour
+		h := newHouse(t, r)
+		defer func() { h.close() }()
+		fixed, other := audit.Ref{Upstream: "docker.io", Repository: "library/fixed", Tag: "1"}, audit.Ref{Upstream: "docker.io", Repository: "library/fixed", Tag: "2"}
+		for _, ref := range []audit.Ref{fixed, other} {
+			h.see(ref, "one")
+			h.see(ref, "two")
+		}
+		count := func(when string, messages, reminders int) {
+			t.Helper()
+			_, got, _ := s.so()
+			ids := make(map[string]bool)
+			n := 0
+			for _, m := range got {
+				ids[m.ID] = true
+				if m.Reminder > 0 {
+					n++
+					if !strings.HasSuffix(m.Title(), ", still open") || !strings.Contains(m.Text(), "tidemark notify ack INDEX") {
+						t.Errorf("a reminder: %s\n%s", m.Title(), m.Text())
+					}
+				}
+			}
+			if len(got) != messages || n != reminders || len(ids) != messages {
+				t.Errorf("%s: %d messages, %d of them reminders, %d IDs; want %d, %d", when, len(got), n, len(ids), messages, reminders)
+			}
+		}
+		time.Sleep(23 * time.Hour)
+		count("before a day is over", 2, 0)
+		time.Sleep(2 * time.Hour)
+		count("after a day", 3, 1) // one of both
+		h.stop()
+		h.start()
+		time.Sleep(24 * time.Hour)
+		count("after two, and a restart", 4, 2)
+		open, err := h.store.Alerts(context.Background(), false, 10)
+		if err != nil || len(open) != 2 {
+			t.Fatalf("open: %+v, %v", open, err)
+		}
+		if _, err := h.ledger.Acknowledge(context.Background(), h.store, open[0].Index, "we know"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.ledger.Acknowledge(context.Background(), h.store, 0, "x"); !errors.Is(err, audit.ErrNoAlert) {
+			t.Errorf("acknowledged what is no alert: %v", err)
+		}
+		time.Sleep(24 * time.Hour)
+		count("after three, one acknowledged", 5, 3)
+		if _, got, _ := s.so(); len(got[4].Items) != 1 {
+			t.Errorf("reminded of %d", len(got[4].Items))
+		}
+		h.see(fixed, "one") // back again: it is over
+		h.see(other, "one")
+		time.Sleep(72 * time.Hour)
+		if _, got, _ := s.so(); slices.ContainsFunc(got[5:], func(m notify.Message) bool { return m.Reminder > 0 }) {
+			t.Error("reminded of what is over")
+		}
+	})
+}
+
+// What is muted is on the record and told to nobody, not even if it is critical, until
+// the time is over; then it can be told with notify replay.
+func TestMuted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &scripted{}
+		h := newHouse(t, route("ops", s))
+		defer h.close()
+		fixed := audit.Ref{Upstream: "docker.io", Repository: "library/fixed", Tag: "1"}
+		h.see(fixed, "one")
+		g, err := audit.ParseGlob("docker.io/library/fixed:*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.ledger.Mute(context.Background(), audit.Mute{Match: g, Until: time.Now().Add(time.Hour)}); !errors.Is(err, audit.ErrReason) {
+			t.Errorf("muted without a reason: %v", err)
+		}
+		if err := h.ledger.Mute(context.Background(), audit.Mute{Match: g, Until: time.Now().Add(time.Hour), Reason: "moving"}); err != nil {
+			t.Fatal(err)
+		}
+		mutes, err := h.store.Mutes(context.Background(), time.Now())
+		if err != nil || len(mutes) != 1 {
+			t.Fatalf("%v, %v", mutes, err)
+		}
+		h.d.Mute(mutes)
+		h.see(fixed, "two")
+		h.see(audittest.Ref("a"), "one")
+		h.see(audittest.Ref("a"), "two", "user_to_root")
+		time.Sleep(30 * time.Minute)
+		if _, got, _ := s.so(); len(got) != 1 || got[0].Items[0].Event.Ref != audittest.Ref("a") {
+			t.Errorf("told %d messages", len(got))
+		}
+		time.Sleep(time.Hour)
+		h.see(fixed, "three")
+		time.Sleep(30 * time.Minute)
+		if _, got, _ := s.so(); len(got) < 2 {
+			t.Error("not told after the mute was over")
+		}
+	})
+}
+
+// In quiet hours what is not critical waits for their end.
+func TestQuietHours(t *testing.T) {
+	at := func(clock string) time.Time {
+		c, err := time.ParseInLocation("2006-01-02 15:04", clock, time.Local)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	for _, c := range []struct{ hours, at, want string }{
+		{"22:00-07:00", "2026-07-01 21:59", "2026-07-01 21:59"},
+		{"22:00-07:00", "2026-07-01 22:00", "2026-07-02 07:00"},
+		{"22:00-07:00", "2026-07-02 03:00", "2026-07-02 07:00"},
+		{"22:00-07:00", "2026-07-02 07:00", "2026-07-02 07:00"},
+		{"12:00-13:00", "2026-07-01 12:30", "2026-07-01 13:00"},
+	} {
+		h, err := notify.ParseHours(c.hours)
+		if err != nil || !h.End(at(c.at)).Equal(at(c.want)) {
+			t.Errorf("%s at %s: %v, %v; want %s", c.hours, c.at, h.End(at(c.at)), err, c.want)
+		}
+	}
+	for _, bad := range []string{"", "22-7", "22:00", "22:00-22:00", "25:00-01:00", "22:00-07:00-08:00"} {
+		if _, err := notify.ParseHours(bad); err == nil {
+			t.Errorf("%q was taken for hours", bad)
+		}
+	}
+	quiet, err := notify.ParseHours("22:00-07:00")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := notify.Route{Name: "ops", MinSeverity: audit.Warning, Wait: 2 * time.Minute, Quiet: quiet}
+	e := audit.Event{Type: audit.Deleted, Time: at("2026-07-01 23:00"), Ref: audittest.Ref("a")}
+	if got := notify.Recipients([]notify.Route{r}, e); len(got) != 1 || !got[0].At.Equal(at("2026-07-02 07:00")) {
+		t.Errorf("a warning at night: %v", got)
+	}
+	e.Type = audit.Violation
+	if got := notify.Recipients([]notify.Route{r}, e); len(got) != 1 || !got[0].At.Equal(e.Time) {
+		t.Errorf("what is critical: %v", got)
 	}
 }

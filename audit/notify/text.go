@@ -49,6 +49,9 @@ func (m Message) Title() string {
 	default:
 		title = fmt.Sprintf("[%s] %s", m.Severity(), first.headline())
 	}
+	if m.Reminder > 0 {
+		title += ", still open"
+	}
 	if m.Test {
 		title = "TEST " + title
 	}
@@ -60,6 +63,9 @@ func (m Message) Text() string {
 	var b strings.Builder
 	if m.Test {
 		b.WriteString("This is a test: none of it happened.\n\n")
+	}
+	if m.Reminder > 0 {
+		fmt.Fprintf(&b, "Told %d %s before. tidemark notify ack INDEX ends the reminders.\n\n", m.Reminder, plural(m.Reminder, "time"))
 	}
 	for n, i := range m.Items {
 		if n > 0 {
@@ -110,6 +116,12 @@ func (i Item) aboutNoTag() string {
 	case e.Exposed != nil:
 		return fmt.Sprintf("%s, which is denied now, was got by %d %s, last at %s: tidemark exposure %s",
 			short(e.New.Digest), e.Exposed.Clients, plural(e.Exposed.Clients, "client"), e.Exposed.Last.Format(time.RFC3339), e.New.Digest)
+	case e.Condition != nil && e.Type == audit.Recovered:
+		return fmt.Sprintf("%s is well again, after %s", e.Condition.Upstream, e.Condition.Until.Sub(e.Condition.Since).Round(time.Second))
+	case e.Condition != nil && e.Type == audit.AccessLost:
+		return fmt.Sprintf("%s no longer lets us see what it did, since %s: %s", e.Condition.Upstream, e.Condition.Since.Format(time.RFC3339), e.Condition.Cause)
+	case e.Condition != nil:
+		return fmt.Sprintf("%s is in trouble since %s: %s", e.Condition.Upstream, e.Condition.Since.Format(time.RFC3339), e.Condition.Cause)
 	case e.Gap != nil:
 		return fmt.Sprintf("nothing was observed from %s to %s: %s", e.Gap.Start.Format(time.RFC3339), e.Gap.End.Format(time.RFC3339), e.Gap.Cause)
 	case e.Fork != nil:

@@ -104,12 +104,15 @@ func (s *Store) exposures(ctx context.Context, where string, args ...any) iter.S
 // PutCondition implements audit.ConditionStore. One that a process before left
 // open ends when the next one of its upstream begins. The same one again, because
 // the first time was not known to have succeeded, changes nothing.
-func (s *Store) PutCondition(ctx context.Context, c audit.Condition) error {
+func (s *Store) PutCondition(ctx context.Context, c audit.Condition, told audit.Event) error {
 	return s.tx(ctx, func(tx *sql.Tx) error {
 		since := millis(c.Since)
 		if c.Until != nil {
 			_, err := tx.ExecContext(ctx, "UPDATE upstream_condition SET until = ? WHERE upstream = ? AND until IS NULL", millis(*c.Until), c.Upstream)
-			return err
+			if err != nil {
+				return err
+			}
+			return putNotice(ctx, tx, told)
 		}
 		var known bool
 		err := tx.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM upstream_condition WHERE upstream = ? AND type = ? AND since = ?)", c.Upstream, c.Type, since).Scan(&known)
@@ -120,7 +123,10 @@ func (s *Store) PutCondition(ctx context.Context, c audit.Condition) error {
 			return err
 		}
 		_, err = tx.ExecContext(ctx, "INSERT INTO upstream_condition (upstream, type, since, cause) VALUES (?, ?, ?, ?)", c.Upstream, c.Type, since, c.Cause)
-		return err
+		if err != nil {
+			return err
+		}
+		return putNotice(ctx, tx, told)
 	})
 }
 

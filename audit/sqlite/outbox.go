@@ -15,8 +15,8 @@ import (
 func putRecipients(ctx context.Context, tx *sql.Tx, refID, index int64, e audit.Event) error {
 	for _, n := range e.Recipients {
 		if e.Flapped != uuid.Nil {
-			res, err := tx.ExecContext(ctx, `DELETE FROM outbox WHERE sink = ? AND batch IS NULL AND dead = 0
-				AND ref_id = ? AND leaf_idx >= (SELECT idx FROM log_leaf WHERE event_id = ?)`, n.Sink, refID, e.Flapped.String())
+			res, err := tx.ExecContext(ctx, `DELETE FROM outbox WHERE sink = ?1 AND batch IS NULL AND dead = 0 AND reminder = 0
+				AND (ref_id = ?2 AND leaf_idx >= (SELECT idx FROM log_leaf WHERE event_id = ?3) OR leaf_idx = (SELECT idx FROM notice WHERE event_id = ?3))`, n.Sink, refID, e.Flapped.String())
 			if err != nil {
 				return err
 			}
@@ -39,8 +39,8 @@ func putRecipients(ctx context.Context, tx *sql.Tx, refID, index int64, e audit.
 func (s *Store) Due(ctx context.Context, sink string, now time.Time, limit int) ([]audit.Letter, error) {
 	// A letter waits for a message about its ref that was tried and not taken yet.
 	rows, err := s.read.QueryContext(ctx, `
-		SELECT o.leaf_idx, l.body, coalesce(r.upstream, ''), coalesce(r.repository, ''), coalesce(r.tag, ''), coalesce(o.batch, ''), o.attempts, o.next_at
-		FROM outbox o JOIN log_leaf l ON l.idx = o.leaf_idx LEFT JOIN ref r ON r.id = o.ref_id
+		SELECT o.leaf_idx, coalesce(l.body, n.body), coalesce(r.upstream, ''), coalesce(r.repository, ''), coalesce(r.tag, ''), coalesce(o.batch, ''), o.attempts, o.next_at, o.reminder
+		FROM outbox o LEFT JOIN log_leaf l ON l.idx = o.leaf_idx LEFT JOIN notice n ON n.idx = o.leaf_idx LEFT JOIN ref r ON r.id = o.ref_id
 		WHERE o.sink = ?1 AND o.dead = 0 AND o.next_at <= ?2 AND NOT EXISTS (
 			SELECT 1 FROM outbox p WHERE p.sink = ?1 AND p.dead = 0 AND p.ref_id = o.ref_id AND p.leaf_idx < o.leaf_idx
 				AND p.batch IS NOT NULL AND p.batch IS NOT o.batch)
@@ -53,7 +53,7 @@ func (s *Store) Due(ctx context.Context, sink string, now time.Time, limit int) 
 	for rows.Next() {
 		var l audit.Letter
 		var at int64
-		if err := rows.Scan(&l.Index, &l.Leaf, &l.Ref.Upstream, &l.Ref.Repository, &l.Ref.Tag, &l.Batch, &l.Attempts, &at); err != nil {
+		if err := rows.Scan(&l.Index, &l.Leaf, &l.Ref.Upstream, &l.Ref.Repository, &l.Ref.Tag, &l.Batch, &l.Attempts, &at, &l.Reminder); err != nil {
 			return nil, err
 		}
 		l.At = fromMillis(at)
@@ -122,7 +122,7 @@ func (s *Store) Requeue(ctx context.Context, sink string, indexes []int64, now t
 	return s.tx(ctx, func(tx *sql.Tx) error {
 		for _, i := range indexes {
 			if _, err := tx.ExecContext(ctx, `INSERT INTO outbox (sink, leaf_idx, ref_id, next_at) SELECT ?, idx, ref_id, ? FROM log_leaf WHERE idx = ?
-				ON CONFLICT (sink, leaf_idx) DO UPDATE SET dead = 0, batch = NULL, attempts = 0, next_at = excluded.next_at, last_error = ''`,
+				ON CONFLICT (sink, leaf_idx) DO UPDATE SET dead = 0, batch = NULL, attempts = 0, reminder = 0, next_at = excluded.next_at, last_error = ''`,
 				sink, millis(now), i); err != nil {
 				return err
 			}

@@ -35,9 +35,12 @@ var schema3 string
 //go:embed schema_4.sql
 var schema4 string
 
+//go:embed schema_5.sql
+var schema5 string
+
 // schemas make a database, one after the other. SQLite's user_version tells how
 // many of them it has had.
-var schemas = []string{schema1, schema2, schema3, schema4}
+var schemas = []string{schema1, schema2, schema3, schema4, schema5}
 
 // A Store is an audit.Store and an audit.Log in a SQLite database. One process
 // writes, through one connection; readers have their own and never wait for it
@@ -365,6 +368,9 @@ func appendLeaf(ctx context.Context, tx *sql.Tx, refID int64, e audit.Event) (in
 		}
 	}
 	if _, err = tx.ExecContext(ctx, "UPDATE log_state SET size = ?, root = ? WHERE id = 1", tree.N, tree.Hash[:]); err != nil {
+		return 0, err
+	}
+	if err := putAlert(ctx, tx, refID, n, e); err != nil {
 		return 0, err
 	}
 	return n, putRecipients(ctx, tx, refID, n, e)

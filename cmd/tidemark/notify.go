@@ -12,10 +12,10 @@ import (
 func newNotify() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "notify",
-		Short: "Try the places that are told of what happens to tags",
-		Long:  "Try the places that are told of what happens to tags, those of notify in the\nconfiguration, or tell them again. docs/alerts.md has what they are told, and when.",
+		Short: "What is told to whom: try it, tell again, see what is open, mute",
+		Long:  "Try the places that are told of what happens to tags, those of notify in the\nconfiguration; tell them again; see what is open, acknowledge and mute it.\ndocs/alerts.md has what they are told, and when.",
 	}
-	c.AddCommand(newNotifyTest(), newNotifyReplay())
+	c.AddCommand(newNotifyTest(), newNotifyReplay(), newNotifyAlerts(), newNotifyAck(), newNotifyMute(), newNotifyUnmute())
 	return c
 }
 

@@ -174,14 +174,14 @@ func (s *server) wireLedger(ctx context.Context, key *audit.Key, upstreams map[s
 		return err
 	}
 	s.exposures = audit.NewExposures(s.store, time.Duration(s.cfg.Audit.ExposureKeep), nil, s.log)
-	s.conditions = audit.NewConditions(s.store, nil, s.log)
 	s.events = admin.NewEvents()
 	s.keeper = proxy.NewKeeper(s.contents, func(ctx context.Context) iter.Seq2[audit.Tag, error] {
 		return s.store.EachTag(ctx, audit.TagQuery{Kept: true})
 	}, s.log)
-	if err := s.wireNotify(); err != nil {
+	if err := s.wireNotify(ctx); err != nil {
 		return err
 	}
+	s.conditions = audit.NewConditions(audit.ConditionOptions{Store: s.store, Notify: s.notifier.Recipients, Told: s.notifier.Grown, Log: s.log})
 	s.ledger = audit.New(audit.Options{
 		Notify: s.notifier.Recipients,
 		Exposed: func(ctx context.Context, d digest.Digest) (audit.Exposed, error) {
@@ -198,6 +198,7 @@ func (s *server) wireLedger(ctx context.Context, key *audit.Key, upstreams map[s
 			s.keeper.Recorded(e)
 			s.events.Grown()
 			s.notifier.Grown()
+			s.remute(e)
 			s.cache.Repin()
 			metrics.Recorded(e)
 			logEvent(s.log, index, e)
@@ -385,7 +386,7 @@ func (s *server) wireAdmin(upstreams map[string]*upstream.Upstream, table *route
 		},
 		Disk: s.disk, Registry: s.registryStatus(table),
 		Claims: s.store.Claims, Chronicle: s.store.Chronicle, Backfill: s.backfill(upstreams),
-		EachTag: s.store.EachTag, Kept: s.kept, Images: images{s}, Carrier: carrier{s}, Notifier: s.notifier, Requeue: s.store.Requeue,
+		EachTag: s.store.EachTag, Kept: s.kept, Images: images{s}, Carrier: carrier{s}, Notifier: s.notifier, Requeue: s.store.Requeue, Alerts: s.store, Describe: s.describe, FeedToken: string(s.cfg.Admin.FeedToken),
 		CheckPlatforms: oci.CheckPlatforms, ParseTime: oci.ParseTime,
 		Failed: func(r *http.Request, err error) {
 			s.log.Error().Err(err).Str("path", r.URL.Path).Msg("an answer could not be finished; the client was cut off")

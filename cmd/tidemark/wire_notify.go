@@ -46,7 +46,7 @@ func routesOf(c *config.Config, fail func(path, message string)) []notify.Route 
 			}
 		}
 		for _, name := range n.Events {
-			if !audit.Type(name).Known() {
+			if !audit.Type(name).Told() {
 				wrong("events", fmt.Errorf("%q is no type of event", name))
 			}
 			if r.Types == nil {
@@ -70,6 +70,12 @@ func routesOf(c *config.Config, fail func(path, message string)) []notify.Route 
 			}
 			r.Digest = &at
 		}
+		if n.Quiet != "" {
+			if r.Quiet, err = notify.ParseHours(n.Quiet); err != nil {
+				wrong("quiet", err)
+			}
+		}
+		r.Remind = time.Duration(n.Remind)
 		if r.Sink, err = sinkOf(n); err != nil {
 			wrong("type", err)
 		}
@@ -109,14 +115,19 @@ func sinkOf(n config.Notify) (notify.Sink, error) {
 }
 
 // wireNotify makes who tells others.
-func (s *server) wireNotify() error {
+func (s *server) wireNotify(ctx context.Context) error {
 	var wrong error
 	routes := routesOf(s.cfg, func(path, message string) { wrong = errors.Join(wrong, fmt.Errorf("%s: %s", path, message)) })
+	mutes, err := s.store.Mutes(ctx, time.Now())
+	if err != nil {
+		return err
+	}
 	s.notifier = notify.New(notify.Options{
 		Outbox: s.store, Routes: routes, Origin: s.origin, Log: s.log,
 		Undelivered: func(ctx context.Context, u audit.Undelivered) error { return s.ledger.Undelivered(ctx, u) },
 		Clients:     s.clients,
 	})
+	s.notifier.Mute(mutes)
 	return wrong
 }
 
@@ -124,4 +135,25 @@ func (s *server) wireNotify() error {
 func (s *server) clients(ctx context.Context, d digest.Digest) (int, error) {
 	list, err := s.store.Exposures(ctx, d)
 	return audit.CountExposed(list).Clients, err
+}
+
+// remute takes over what is muted, when that changed.
+func (s *server) remute(e audit.Event) {
+	if e.Operator == nil || e.Operator.Action != audit.MuteAction && e.Operator.Action != audit.Unmute {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	mutes, err := s.store.Mutes(ctx, time.Now())
+	if err != nil {
+		s.log.Warn().Err(err).Msg("what is muted could not be read: what was muted before is")
+		return
+	}
+	s.notifier.Mute(mutes)
+}
+
+// describe says what an entry of the log is about, as messages do.
+func (s *server) describe(index int64, leaf []byte, e audit.Event) (title, text string) {
+	m := notify.Message{Origin: s.origin, Items: []notify.Item{{Index: index, Leaf: leaf, Event: e, Clients: -1}}}
+	return m.Title(), m.Text()
 }

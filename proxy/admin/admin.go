@@ -93,7 +93,13 @@ type Options struct {
 
 	// Notifier tells others; Requeue has a sink told of entries of the log again.
 	Notifier Notifier
+	Alerts   audit.AlertStore
 	Requeue  func(ctx context.Context, sink string, indexes []int64, now time.Time) error
+
+	// Describe says in a line, and in full, what an entry of the log is about. FeedToken
+	// lets readers have the feeds, as the parameter token; "" is no such token.
+	Describe  func(index int64, leaf []byte, e audit.Event) (title, text string)
+	FeedToken string
 
 	// CheckPlatforms refuses what is no platform, ParseTime reads a date or a time.
 	CheckPlatforms func([]string) error
@@ -171,6 +177,13 @@ func New(o Options) *Handler {
 	h.mux.HandleFunc("POST /api/v1/policy/test", change(h.policyTest))
 	h.mux.HandleFunc("POST /api/v1/notify/test", change(h.notifyTest))
 	h.mux.HandleFunc("POST /api/v1/notify/replay", change(h.notifyReplay))
+	h.mux.HandleFunc("GET /api/v1/alerts", api(h.alerts, "all"))
+	h.mux.HandleFunc("POST /api/v1/alerts/acknowledge", change(h.acknowledge))
+	h.mux.HandleFunc("GET /api/v1/mutes", api(h.mutes))
+	h.mux.HandleFunc("POST /api/v1/mutes", change(h.mute))
+	h.mux.HandleFunc("POST /api/v1/mutes/remove", change(h.unmute))
+	h.mux.HandleFunc("GET /feed.atom", h.feedAtom)
+	h.mux.HandleFunc("GET /feed.json", h.feedJSON)
 	h.mux.HandleFunc("POST /api/v1/upstreams/check", change(h.check))
 	h.mux.HandleFunc("GET /api/v1/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -185,10 +198,14 @@ func New(o Options) *Handler {
 // ServeHTTP lets through who may, and then routes.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	if h.o.Token != "" && !public(r.URL.Path) {
+	if h.o.Token != "" && !public(r.URL.Path) && !h.mayReadFeed(r) {
 		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 		if !ok || subtle.ConstantTimeCompare([]byte(token), []byte(h.o.Token)) != 1 {
 			w.Header().Set("WWW-Authenticate", "Bearer")
+			if isFeed(r.URL.Path) {
+				writeError(w, &Error{http.StatusUnauthorized, "unauthorized", "a feed needs the token of admin.feed_token_file as its parameter token"})
+				return
+			}
 			writeError(w, &Error{http.StatusUnauthorized, "unauthorized", "this needs the admin token as Authorization: Bearer; the client commands take it from TIDEMARK_TOKEN"})
 			return
 		}
@@ -204,7 +221,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // made: from another origin, or, where no token protects it, under a name that
 // somebody may have pointed at this machine (DNS rebinding).
 func (h *Handler) foreign(r *http.Request) error {
-	if !strings.HasPrefix(r.URL.Path, "/api/") {
+	if !strings.HasPrefix(r.URL.Path, "/api/") && !isFeed(r.URL.Path) {
 		return nil
 	}
 	origin := r.Header.Get("Origin")
@@ -220,6 +237,14 @@ func (h *Handler) foreign(r *http.Request) error {
 		return &Error{http.StatusForbidden, "wrong_host", fmt.Sprintf("without a token this address is called localhost or 127.0.0.1, not %.100q", host)}
 	}
 	return nil
+}
+
+func isFeed(path string) bool { return path == "/feed.atom" || path == "/feed.json" }
+
+// mayReadFeed tells that a request is for a feed, with the token of feeds.
+func (h *Handler) mayReadFeed(r *http.Request) bool {
+	token := r.URL.Query().Get("token")
+	return isFeed(r.URL.Path) && h.o.FeedToken != "" && subtle.ConstantTimeCompare([]byte(token), []byte(h.o.FeedToken)) == 1
 }
 
 // public tells the paths that need no token: health, and what proves the log.
@@ -367,7 +392,7 @@ func nonNil[T any](s []T) []T {
 
 func (h *Handler) index(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	fmt.Fprintf(w, "tidemark %s, log %s\n\n/api/v1/status\n/api/v1/tags\n/api/v1/events\n/api/v1/openapi.json\n/metrics\n/readyz\n/log/checkpoint\n/log/vkey\n", h.o.Version, h.o.Origin)
+	fmt.Fprintf(w, "tidemark %s, log %s\n\n/api/v1/status\n/api/v1/tags\n/api/v1/events\n/api/v1/openapi.json\n/metrics\n/readyz\n/log/checkpoint\n/log/vkey\n/feed.atom\n/feed.json\n", h.o.Version, h.o.Origin)
 }
 
 // caOff is what to configure to have an authority.
