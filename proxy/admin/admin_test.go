@@ -128,7 +128,12 @@ func serve(t *testing.T, n int, token string) *fixture {
 			}
 			return time.Parse(time.RFC3339, s)
 		},
-		Failed: func(*http.Request, error) {},
+		Failed:    func(*http.Request, error) {},
+		Alerts:    store,
+		FeedToken: "for-readers",
+		Describe: func(index int64, _ []byte, e audit.Event) (title, text string) {
+			return fmt.Sprintf("%d %s & <more>\x1b[2J", index, e.Ref), "in full"
+		},
 		Backfill: func(_ context.Context, ref audit.Ref) (admin.BackfillReport, error) {
 			return admin.BackfillReport{Ref: ref.String(), Source: "quay", Added: 1}, nil
 		},
