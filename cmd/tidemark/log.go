@@ -28,7 +28,10 @@ func newLog() *cobra.Command {
 		Long: `Show the events of the ledger, newest first: of all tags, or of REF.
 
 The time of a change is an interval: upstream changed the tag after the last
-answer that confirmed the old digest, and before the first that told the new one.`,
+answer that confirmed the old digest, and before the first that told the new one.
+
+With --follow each event is one line as it is recorded: when, how severe, which. On a
+terminal the colours tell the severity (NO_COLOR turns them off).`,
 		Example: `  tidemark log nginx:1.27
   tidemark log --type tag.moved --since 7d
   tidemark log --follow`,
@@ -112,10 +115,22 @@ func (cl *client) follow(c *cobra.Command, q url.Values, asJSON bool) error {
 		return err
 	}
 	shown := s.Log.Size - 1 // from now on, also if the server goes away at once
-	told := ""
+	told, names := "", &shortener{}
 	for {
 		q.Set("after", strconv.FormatInt(shown, 10))
-		err := cl.stream(c, q, &shown, asJSON)
+		err := cl.stream(c, q, func(e admin.Event, line string) error {
+			shown = e.Index
+			if asJSON {
+				_, err := fmt.Fprintln(c.OutOrStdout(), line)
+				return err
+			}
+			leaf, err := audit.ParseLeaf(e.Leaf)
+			if err != nil {
+				return fmt.Errorf("event %d: %w", e.Index, err)
+			}
+			_, err = fmt.Fprintln(c.OutOrStdout(), paint(colourful(c.OutOrStdout()), leaf.Severity(), names.line(e.Index, leaf)))
+			return err
+		})
 		if c.Context().Err() != nil {
 			return nil
 		}
@@ -136,8 +151,9 @@ func (cl *client) follow(c *cobra.Command, q url.Values, asJSON bool) error {
 
 const followRetry = 2 * time.Second
 
-// stream reads Server-Sent Events until they end, and notes which was shown last.
-func (cl *client) stream(c *cobra.Command, q url.Values, shown *int64, asJSON bool) error {
+// stream reads Server-Sent Events until they end, and has each shown, with the line that
+// it came in.
+func (cl *client) stream(c *cobra.Command, q url.Values, show func(e admin.Event, line string) error) error {
 	resp, err := cl.open(c.Context(), http.MethodGet, strings.TrimSuffix(cl.server, "/")+"/api/v1/events/stream?"+q.Encode(), nil)
 	if err != nil {
 		return err
@@ -154,10 +170,7 @@ func (cl *client) stream(c *cobra.Command, q url.Values, shown *int64, asJSON bo
 		if err := json.Unmarshal([]byte(data), &e); err != nil {
 			return err
 		}
-		*shown = e.Index
-		if asJSON {
-			fmt.Fprintln(c.OutOrStdout(), data)
-		} else if err := printEvent(c.OutOrStdout(), e); err != nil {
+		if err := show(e, data); err != nil {
 			return err
 		}
 	}
@@ -173,11 +186,12 @@ func printEvent(w io.Writer, item admin.Event) error {
 	line := func(what, format string, args ...any) {
 		fmt.Fprintf(w, "  %-8s %s\n", what, printable(fmt.Sprintf(format, args...)))
 	}
-	fmt.Fprintf(w, "event %d  %s", item.Index, e.Type)
+	head := fmt.Sprintf("event %d  %s", item.Index, e.Type)
 	if e.Ref != (audit.Ref{}) {
-		fmt.Fprintf(w, "  %s", e.Ref)
+		head += "  " + e.Ref.String()
 	}
-	fmt.Fprintln(w)
+	fmt.Fprintln(w, paint(colourful(w), e.Severity(), head))
+	said := since(e.Time, time.Now())
 	if e.Old != nil {
 		line("old", "%s", e.Old.Digest)
 	}
@@ -186,13 +200,13 @@ func printEvent(w io.Writer, item admin.Event) error {
 	}
 	switch {
 	case e.Interval != nil && e.Interval.NotBefore != nil:
-		line("between", "%s and %s", stamp(*e.Interval.NotBefore), stamp(e.Interval.NotAfter))
+		line("between", "%s and %s (%s)", stamp(*e.Interval.NotBefore), stamp(e.Interval.NotAfter), said)
 	case e.Interval != nil:
-		line("at", "%s", stamp(e.Interval.NotAfter))
+		line("at", "%s (%s)", stamp(e.Interval.NotAfter), said)
 	case e.Gap != nil:
 		line("blind", "from %s to %s: %s", stamp(e.Gap.Start), stamp(e.Gap.End), e.Gap.Cause)
 	default:
-		line("at", "%s", stamp(e.Time))
+		line("at", "%s (%s)", stamp(e.Time), said)
 	}
 	if e.Evidence.Trigger == "push" {
 		line("pushed", "through this server")
