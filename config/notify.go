@@ -14,7 +14,7 @@ type Notify struct {
 	// Name is what logs, metrics and the outbox call it: what was not delivered
 	// waits under this name.
 	Name string `yaml:"name"`
-	// Type is webhook, slack, teams, discord, ntfy, matrix, alertmanager, smtp, syslog, file, stdout or exec.
+	// Type is webhook, slack, teams, discord, ntfy, matrix, alertmanager, smtp, syslog, file, stdout, exec or shoutrrr.
 	Type string `yaml:"type"`
 	// URL is the address that is posted to. What of it may be secret is not shown.
 	URL Webhook `yaml:"url"`
@@ -23,8 +23,9 @@ type Notify struct {
 	// password of smtp.
 	SecretFile string `yaml:"secret_file"`
 	Secret     Secret `yaml:"-"` // read from SecretFile
-	// Format of a webhook is cloudevents, or plain: title and text, for people; of syslog
-	// it is json, cef, ecs or ocsf.
+	// Format of a webhook is cloudevents, plain (title and text, for people), slack (a text,
+	// for those that are like Slack) or distribution-v2 (what clients get from here on, as
+	// a registry tells of pushes); of syslog it is json, cef, ecs or ocsf.
 	Format string `yaml:"format"`
 	// Room is the ID of a room of matrix, such as !abc:example.org.
 	Room string `yaml:"room"`
@@ -53,6 +54,10 @@ type Notify struct {
 	// Digest is when what is below min_severity is told, such as daily@08:00.
 	// Default: never.
 	Digest string `yaml:"digest"`
+	// Title and Text are templates (Go's text/template) of what messages say; docs/alerts.md
+	// has what they can use. Default: what is built in.
+	Title string `yaml:"title"`
+	Text  string `yaml:"text"`
 	// Quiet are hours in which what is not critical waits for their end, such as
 	// 22:00-07:00. Default: none.
 	Quiet string `yaml:"quiet"`
@@ -75,9 +80,10 @@ const (
 	NotifyFile         = "file"
 	NotifyStdout       = "stdout"
 	NotifyExec         = "exec"
+	NotifyShoutrrr     = "shoutrrr"
 )
 
-var notifyTypes = []string{NotifyWebhook, NotifySlack, NotifyTeams, NotifyDiscord, NotifyNtfy, NotifyMatrix, NotifyAlertmanager, NotifySMTP, NotifySyslog, NotifyFile, NotifyStdout, NotifyExec}
+var notifyTypes = []string{NotifyWebhook, NotifySlack, NotifyTeams, NotifyDiscord, NotifyNtfy, NotifyMatrix, NotifyAlertmanager, NotifySMTP, NotifySyslog, NotifyFile, NotifyStdout, NotifyExec, NotifyShoutrrr}
 
 // The values of GroupBy.
 const (
@@ -118,10 +124,13 @@ func (n *Notify) validate(d *decoder, path string) {
 	case NotifySyslog:
 		schemes = []string{"udp", "tcp", "tls"}
 	}
-	if u, err := url.Parse(string(n.URL)); n.URL != "" && (err != nil || u.Host == "" || !slices.Contains(schemes, u.Scheme)) {
+	if n.Type == NotifyShoutrrr {
+		schemes = nil // there are two dozen: who makes the sink knows them
+	}
+	if u, err := url.Parse(string(n.URL)); schemes != nil && n.URL != "" && (err != nil || u.Host == "" || !slices.Contains(schemes, u.Scheme)) {
 		d.failQuietly(path+".url", fmt.Sprintf("want an address such as %s://hooks.example", strings.Join(schemes, ":// or ")))
 	}
-	if formats := map[string][]string{NotifyWebhook: {"cloudevents", "plain"}, NotifySyslog: {"json", "cef", "ecs", "ocsf"}}[n.Type]; n.Format != "" && formats != nil && !slices.Contains(formats, n.Format) {
+	if formats := map[string][]string{NotifyWebhook: {"cloudevents", "plain", "slack", "distribution-v2"}, NotifySyslog: {"json", "cef", "ecs", "ocsf"}}[n.Type]; n.Format != "" && formats != nil && !slices.Contains(formats, n.Format) {
 		d.fail(path+".format", nil, "%q is not one of %s", n.Format, strings.Join(formats, ", "))
 	}
 	if n.GroupBy != "" && n.GroupBy != GroupRepository && n.GroupBy != GroupNone {

@@ -346,7 +346,11 @@ func (d *Dispatcher) deliver(ctx context.Context, r Route, b *batch) (done bool,
 	d.count(ctx, b.items)
 	sctx, cancel := context.WithTimeout(ctx, SendTimeout)
 	defer cancel()
-	serr := r.Sink.Send(sctx, Message{ID: b.id + "." + r.Name, Origin: d.o.Origin, Items: b.items, Digest: b.digest, Reminder: b.reminder})
+	m, terr := r.Templates.apply(Message{ID: b.id + "." + r.Name, Origin: d.o.Origin, Items: b.items, Digest: b.digest, Reminder: b.reminder})
+	if terr != nil {
+		d.o.Log.Warn().Err(terr).Str("sink", r.Name).Msg("the template does not work on this message: it says what is built in")
+	}
+	serr := r.Sink.Send(sctx, m)
 	if ctx.Err() != nil {
 		return false, ctx.Err() // whatever came of it, it is sent again under the same ID
 	}

@@ -42,6 +42,8 @@ type Message struct {
 	// acknowledged it.
 	Reminder int
 	Test     bool // it never happened
+
+	title, text string // by templates, "" for what is built in
 }
 
 // Severity is that of the most severe item.
@@ -74,6 +76,8 @@ type Route struct {
 	ByRepository bool          // what comes within Wait about one repository is one message
 	Wait         time.Duration // before what is not critical is told
 	FlapWindow   time.Duration // before a move that is not critical is told: it may be taken back
+
+	Templates Templates // what its messages say
 
 	Quiet  Hours         // in which what is not critical waits for their end
 	Remind time.Duration // after which what is still open is told again, 0 for never

@@ -54,18 +54,57 @@ func (d *Dispatcher) Test(ctx context.Context, sink, sample string) (int, error)
 	if i < 0 || events == nil {
 		return 0, fmt.Errorf("there is no sink %q, or no sample %q", sink, sample)
 	}
-	m := Message{ID: "test-" + uuid.NewString() + "." + sink, Origin: d.o.Origin, Test: true}
-	for _, e := range events(time.Now().UTC().Truncate(time.Millisecond)) {
-		e.ID = uuid.New()
-		leaf, err := e.Leaf()
-		if err != nil {
-			return 0, err
-		}
-		m.Items = append(m.Items, Item{Index: -1, Leaf: leaf, Event: e, Clients: -1})
+	m, err := sampleMessage(events(time.Now().UTC().Truncate(time.Millisecond)))
+	if err != nil {
+		return 0, err
+	}
+	m.ID, m.Origin, m.Test = "test-"+uuid.NewString()+"."+sink, d.o.Origin, true
+	if m, err = d.o.Routes[i].Templates.apply(m); err != nil {
+		return 0, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, SendTimeout)
 	defer cancel()
 	return len(m.Items), d.o.Routes[i].Sink.Send(ctx, m)
+}
+
+// sampleMessage is a message about events that never happened.
+func sampleMessage(events []audit.Event) (m Message, err error) {
+	for _, e := range events {
+		e.ID = uuid.New()
+		leaf, err := e.Leaf()
+		if err != nil {
+			return m, err
+		}
+		m.Items = append(m.Items, Item{Index: -1, Leaf: leaf, Event: e, Clients: -1})
+	}
+	return m, nil
+}
+
+// Preview is what a sink would be told of events, a sample or entries of the log. It
+// sends nothing.
+func (d *Dispatcher) Preview(sink, sample string, entries []audit.Entry) (title, text string, err error) {
+	i := slices.IndexFunc(d.o.Routes, func(r Route) bool { return r.Name == sink })
+	events := samples[sample]
+	if i < 0 || events == nil && len(entries) == 0 {
+		return "", "", fmt.Errorf("there is no sink %q, or no sample %q", sink, sample)
+	}
+	var m Message
+	if len(entries) == 0 {
+		if m, err = sampleMessage(events(time.Now().UTC().Truncate(time.Millisecond))); err != nil {
+			return "", "", err
+		}
+	}
+	for _, entry := range entries {
+		e, err := audit.ParseLeaf(entry.Leaf)
+		if err != nil {
+			return "", "", fmt.Errorf("entry %d: %w", entry.Index, err)
+		}
+		m.Items = append(m.Items, Item{Index: entry.Index, Leaf: entry.Leaf, Event: e, Clients: -1})
+	}
+	if m, err = d.o.Routes[i].Templates.apply(m); err != nil {
+		return "", "", fmt.Errorf("the template: %w", err)
+	}
+	return m.Title(), m.Text(), nil
 }
 
 // Sinks are the names of those that are told.

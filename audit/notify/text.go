@@ -23,7 +23,15 @@ type CloudEvent struct {
 	DataContentType string          `json:"datacontenttype"`
 	Sequence        string          `json:"sequence"`
 	SeverityText    string          `json:"severitytext"`
-	Data            json.RawMessage `json:"data"`
+	DataRef         string          `json:"dataref,omitempty"` // where the data is, on the admin address, instead of Data
+	Data            json.RawMessage `json:"data,omitempty"`
+}
+
+// Referred is the event with a reference to its data (CloudEvents, "Dataref"), for
+// messages that would be too large with it.
+func (c CloudEvent) Referred() CloudEvent {
+	c.DataRef, c.Data = "/api/v1/events/"+c.Sequence, nil
+	return c
 }
 
 // CloudEvent is the item in the envelope of CloudEvents.
@@ -40,6 +48,21 @@ func (i Item) CloudEvent(origin string) CloudEvent {
 
 // Title is the message in one line.
 func (m Message) Title() string {
+	if m.title != "" {
+		return m.title
+	}
+	return m.builtinTitle()
+}
+
+// Text is the message in full, as plain text.
+func (m Message) Text() string {
+	if m.text != "" {
+		return m.text
+	}
+	return m.builtinText()
+}
+
+func (m Message) builtinTitle() string {
 	title := ""
 	switch first := m.Items[0]; {
 	case m.Digest:
@@ -58,8 +81,7 @@ func (m Message) Title() string {
 	return title
 }
 
-// Text is the message in full, as plain text.
-func (m Message) Text() string {
+func (m Message) builtinText() string {
 	var b strings.Builder
 	if m.Test {
 		b.WriteString("This is a test: none of it happened.\n\n")

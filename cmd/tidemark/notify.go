@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,7 +16,7 @@ func newNotify() *cobra.Command {
 		Short: "What is told to whom: try it, tell again, see what is open, mute",
 		Long:  "Try the places that are told of what happens to tags, those of notify in the\nconfiguration; tell them again; see what is open, acknowledge and mute it.\ndocs/alerts.md has what they are told, and when.",
 	}
-	c.AddCommand(newNotifyTest(), newNotifyReplay(), newNotifyAlerts(), newNotifyAck(), newNotifyMute(), newNotifyUnmute())
+	c.AddCommand(newNotifyTest(), newNotifyPreview(), newNotifyReplay(), newNotifyAlerts(), newNotifyAck(), newNotifyMute(), newNotifyUnmute())
 	return c
 }
 
@@ -84,6 +85,43 @@ What it did not take before is tried anew.`,
 			return printJSON(c, out)
 		}
 		fmt.Fprintf(c.OutOrStdout(), "%s will be told of %d events\n", out.Sink, out.Events)
+		return nil
+	}
+	return c
+}
+
+func newNotifyPreview() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "preview [INDEX]",
+		Short: "Show what a sink would be told, and send nothing",
+		Long: `Show what a sink of the running server would be told of an entry of the log, or of a
+sample, in the words of its templates, and send nothing.`,
+		Example: "  tidemark notify preview --sink ops 1042\n  tidemark notify preview --sink ops --event move",
+		Args:    cobra.MaximumNArgs(1),
+	}
+	var in admin.NotifyPreview
+	c.Flags().StringVar(&in.Sink, "sink", "", "name of the sink in the configuration")
+	c.Flags().StringVar(&in.Sample, "event", "kics", "without an INDEX: kics or move")
+	cl, asJSON := addClient(c), addJSON(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if in.Sink == "" {
+			return usage(fmt.Errorf("--sink is missing"))
+		}
+		if len(args) > 0 {
+			index, err := strconv.ParseInt(args[0], 10, 64)
+			if err != nil || index < 0 {
+				return usage(fmt.Errorf("%q is not the index of an entry", args[0]))
+			}
+			in.Index = &index
+		}
+		var out admin.NotifyText
+		if err := cl.postJSON(c.Context(), "/api/v1/notify/preview", in, &out); err != nil {
+			return err
+		}
+		if *asJSON {
+			return printJSON(c, out)
+		}
+		fmt.Fprintf(c.OutOrStdout(), "%s\n\n%s\n", out.Title, out.Text)
 		return nil
 	}
 	return c

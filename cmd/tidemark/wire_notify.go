@@ -17,6 +17,7 @@ import (
 	"tidemark/audit/notify/jsonl"
 	"tidemark/audit/notify/matrix"
 	"tidemark/audit/notify/ntfy"
+	"tidemark/audit/notify/shoutrrr"
 	"tidemark/audit/notify/slack"
 	"tidemark/audit/notify/smtp"
 	"tidemark/audit/notify/syslog"
@@ -75,6 +76,9 @@ func routesOf(c *config.Config, fail func(path, message string)) []notify.Route 
 				wrong("quiet", err)
 			}
 		}
+		if r.Templates, err = notify.ParseTemplates(n.Title, n.Text); err != nil {
+			wrong("text", err)
+		}
 		r.Remind = time.Duration(n.Remind)
 		if r.Sink, err = sinkOf(n); err != nil {
 			wrong("type", err)
@@ -108,6 +112,8 @@ func sinkOf(n config.Notify) (notify.Sink, error) {
 		return jsonl.New(n.Path), nil
 	case config.NotifyStdout:
 		return jsonl.To(os.Stdout), nil
+	case config.NotifyShoutrrr:
+		return shoutrrr.New(string(n.URL))
 	case config.NotifyExec:
 		return exec.New(n.Command)
 	}

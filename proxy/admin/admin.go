@@ -176,6 +176,7 @@ func New(o Options) *Handler {
 	h.mux.HandleFunc("GET /api/v1/conditions", api(h.conditions, "limit"))
 	h.mux.HandleFunc("POST /api/v1/policy/test", change(h.policyTest))
 	h.mux.HandleFunc("POST /api/v1/notify/test", change(h.notifyTest))
+	h.mux.HandleFunc("POST /api/v1/notify/preview", change(h.notifyPreview))
 	h.mux.HandleFunc("POST /api/v1/notify/replay", change(h.notifyReplay))
 	h.mux.HandleFunc("GET /api/v1/alerts", api(h.alerts, "all"))
 	h.mux.HandleFunc("POST /api/v1/alerts/acknowledge", change(h.acknowledge))

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -382,12 +383,24 @@ func (h *Handler) event(r *http.Request) (any, error) {
 	if err != nil || index < 0 {
 		return nil, badRequest("index %.50q is not the index of an entry", r.PathValue("index"))
 	}
-	leaves, err := h.o.Entries.Leaves(r.Context(), index, 1)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &Error{http.StatusNotFound, "not_found", fmt.Sprintf("the log has no entry %d yet", index)}
-	}
+	e, err := h.entry(r.Context(), index)
 	if err != nil {
 		return nil, err
 	}
-	return eventOf(audit.Entry{Index: index, Leaf: leaves[0]})
+	return eventOf(e)
+}
+
+// entry is an entry of the log.
+func (h *Handler) entry(ctx context.Context, index int64) (e audit.Entry, err error) {
+	if index < 0 {
+		return e, badRequest("%d is not the index of an entry", index)
+	}
+	leaves, err := h.o.Entries.Leaves(ctx, index, 1)
+	if errors.Is(err, fs.ErrNotExist) {
+		return e, &Error{http.StatusNotFound, "not_found", fmt.Sprintf("the log has no entry %d yet", index)}
+	}
+	if err != nil {
+		return e, err
+	}
+	return audit.Entry{Index: index, Leaf: leaves[0]}, nil
 }

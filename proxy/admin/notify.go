@@ -20,6 +20,9 @@ type Notifier interface {
 	Test(ctx context.Context, sink, sample string) (events int, err error)
 	Samples() []string
 
+	// Preview is what a sink would be told of a sample, or of entries of the log.
+	Preview(sink, sample string, entries []audit.Entry) (title, text string, err error)
+
 	// Wants tells whether a sink is told of an event.
 	Wants(sink string, e audit.Event) bool
 
@@ -43,6 +46,49 @@ type NotifyReplay struct {
 type NotifyResult struct {
 	Sink   string `json:"sink"`
 	Events int    `json:"events"`
+}
+
+// A NotifyPreview asks what a sink would be told: of a sample, or of an entry of the log.
+type NotifyPreview struct {
+	Sink   string `json:"sink"`
+	Sample string `json:"sample"`
+	Index  *int64 `json:"index"`
+}
+
+// A NotifyText is what a message says.
+type NotifyText struct {
+	Title string `json:"title"`
+	Text  string `json:"text"`
+}
+
+func (h *Handler) notifyPreview(r *http.Request) (any, error) {
+	var in NotifyPreview
+	if err := body(r, &in); err != nil {
+		return nil, err
+	}
+	if err := h.sink(in.Sink); err != nil {
+		return nil, err
+	}
+	var entries []audit.Entry
+	if in.Index != nil {
+		e, err := h.entry(r.Context(), *in.Index)
+		if err != nil {
+			return nil, err
+		}
+		entries = append(entries, e)
+	} else {
+		if in.Sample == "" {
+			in.Sample = "kics"
+		}
+		if samples := h.o.Notifier.Samples(); !slices.Contains(samples, in.Sample) {
+			return nil, badRequest("sample %.100q is not one of %s", in.Sample, strings.Join(samples, ", "))
+		}
+	}
+	title, text, err := h.o.Notifier.Preview(in.Sink, in.Sample, entries)
+	if err != nil {
+		return nil, &Error{http.StatusConflict, "template", err.Error()}
+	}
+	return NotifyText{title, text}, nil
 }
 
 func (h *Handler) sink(name string) error {

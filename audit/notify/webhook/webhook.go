@@ -21,9 +21,15 @@ import (
 
 // The formats.
 const (
-	CloudEvents = "cloudevents" // one, or an array of them for a message of several
-	Plain       = "plain"       // title, text and severity, with the leaves
+	CloudEvents = "cloudevents"     // one, or an array of them for a message of several
+	Plain       = "plain"           // title, text and severity, with the leaves
+	Slack       = "slack"           // a text, as those take it that are like Slack
+	Registry    = "distribution-v2" // what clients get from here on, as a registry tells of pushes
 )
+
+// bodyMost bounds a body in bytes (Standard Webhooks, "Payload size"). Of a larger one the
+// data of each event is referred to.
+const bodyMost = 20 << 10
 
 // A Sink is a webhook.
 type Sink struct {
@@ -100,8 +106,8 @@ type plain struct {
 // Send implements notify.Sink.
 func (s *Sink) Send(ctx context.Context, m notify.Message) error {
 	body, contentType, err := s.body(m)
-	if err != nil {
-		return err
+	if err != nil || body == nil {
+		return err // of a message that has nothing to say in the format nobody is told
 	}
 	stamp := strconv.FormatInt(s.now().Unix(), 10)
 	head := http.Header{"Content-Type": {contentType}, "Webhook-Id": {m.ID}, "Webhook-Timestamp": {stamp}}
@@ -117,22 +123,49 @@ func (s *Sink) Send(ctx context.Context, m notify.Message) error {
 }
 
 func (s *Sink) body(m notify.Message) (body []byte, contentType string, err error) {
-	if s.format == Plain {
+	switch s.format {
+	case Plain:
 		p := plain{ID: m.ID, Severity: m.Severity().String(), Title: m.Title(), Text: m.Text()}
 		for _, i := range m.Items {
 			p.Events = append(p.Events, i.Leaf)
 		}
-		body, err = json.Marshal(p)
+		if body, err = json.Marshal(p); err == nil && len(body) > bodyMost {
+			p.Events, p.Text = nil, notify.Clip(p.Text, bodyMost/2) // what is escaped may be twice as long
+			body, err = json.Marshal(p)
+		}
 		return body, "application/json", err
+	case Slack:
+		body, err = json.Marshal(map[string]string{"text": notify.Clip(m.Title()+"\n"+m.Text(), bodyMost/2)})
+		return body, "application/json", err
+	case Registry:
+		body, err = registryBody(m)
+		return body, "application/vnd.docker.distribution.events.v2+json", err
 	}
-	if len(m.Items) == 1 {
-		body, err = json.Marshal(m.Items[0].CloudEvent(m.Origin))
-		return body, "application/cloudevents+json", err
+	return cloudEvents(m)
+}
+
+// cloudEvents is an event or, of several, a batch.
+func cloudEvents(m notify.Message) ([]byte, string, error) {
+	batch := make([]notify.CloudEvent, len(m.Items))
+	for n, i := range m.Items {
+		batch[n] = i.CloudEvent(m.Origin)
 	}
-	var batch []notify.CloudEvent
-	for _, i := range m.Items {
-		batch = append(batch, i.CloudEvent(m.Origin))
+	encode := func() ([]byte, string, error) {
+		if len(batch) == 1 {
+			body, err := json.Marshal(batch[0])
+			return body, "application/cloudevents+json", err
+		}
+		body, err := json.Marshal(batch)
+		return body, "application/cloudevents-batch+json", err
 	}
-	body, err = json.Marshal(batch)
-	return body, "application/cloudevents-batch+json", err
+	body, contentType, err := encode()
+	if err != nil || len(body) <= bodyMost {
+		return body, contentType, err
+	}
+	for n := range batch {
+		if m.Items[n].Index >= 0 { // what is no entry of the log can be had nowhere else
+			batch[n] = batch[n].Referred()
+		}
+	}
+	return encode()
 }
