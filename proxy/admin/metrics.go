@@ -24,6 +24,7 @@ type Metrics struct {
 	served       *prometheus.CounterVec
 	upstreamAsks *prometheus.CounterVec
 	moves        *prometheus.CounterVec
+	events       *prometheus.CounterVec
 }
 
 // NewMetrics returns metrics without sources; Watch adds them.
@@ -46,8 +47,11 @@ func NewMetrics() *Metrics {
 		moves: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tidemark_tag_moves_total", Help: "Moves of tags recorded, by class and by the mode of the rule that applied.",
 		}, []string{"class", "mode"}),
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tidemark_events_total", Help: "Entries of the ledger recorded, by type and severity.",
+		}, []string{"type", "severity"}),
 	}
-	m.reg.MustRegister(m.requests, m.seconds, m.served, m.upstreamAsks, m.moves,
+	m.reg.MustRegister(m.requests, m.seconds, m.served, m.upstreamAsks, m.moves, m.events,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -75,8 +79,9 @@ func (m *Metrics) Upstream(name string, status int) {
 	m.upstreamAsks.WithLabelValues(name, strconv.Itoa(status)).Inc()
 }
 
-// Recorded counts an event, if it is a move.
+// Recorded counts an event.
 func (m *Metrics) Recorded(e audit.Event) {
+	m.events.WithLabelValues(string(e.Type), e.Severity().String()).Inc()
 	if e.Type.Moves() && e.Type != audit.FirstSeen {
 		m.moves.WithLabelValues(string(e.Class), string(e.Policy.Mode)).Inc()
 	}
@@ -95,6 +100,7 @@ type Sources struct {
 	HeldRefs      func(context.Context) (int64, error)
 	Lag           func() time.Duration
 	Outbox        func(context.Context) ([]audit.OutboxCount, error)
+	Alerts        func(ctx context.Context, all bool, limit int) ([]audit.StatefulAlert, error)
 }
 
 // Watch adds the series that others count.
@@ -118,13 +124,14 @@ var (
 	heldRefs     = desc("held_refs", "Tags of which something is held back, by a rule or by hand.")
 	lag          = desc("observation_lag_seconds", "Time by which the most overdue question about a watched tag is late.")
 	outbox       = desc("notify_outbox", "Events that a sink is still to be told of (pending), or never took (dead).", "sink", "state")
+	alertsOpen   = desc("alerts_open", "Alerts that nothing has ended yet, by the type of the event that opened them.", "type")
 	logSize      = desc("log_size", "Entries of the ledger.")
 	logUnsigned  = desc("log_unsigned_seconds", "Time since the ledger grew beyond its last checkpoint, 0 if it did not.")
 )
 
 // Describe implements prometheus.Collector.
 func (w watched) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{cacheBytes, cacheBlobs, cacheEvicted, cacheOldest, fillsActive, fillFailures, rateLimit, heldRefs, lag, outbox, logSize, logUnsigned} {
+	for _, d := range []*prometheus.Desc{cacheBytes, cacheBlobs, cacheEvicted, cacheOldest, fillsActive, fillFailures, rateLimit, heldRefs, lag, outbox, alertsOpen, logSize, logUnsigned} {
 		ch <- d
 	}
 }
@@ -168,9 +175,23 @@ func (w watched) Collect(ch chan<- prometheus.Metric) {
 			gauge(outbox, float64(c.N), c.Sink, c.State)
 		}
 	}
+	if open, err := w.Alerts(context.Background(), false, alertsCounted); err != nil {
+		ch <- prometheus.NewInvalidMetric(alertsOpen, err)
+	} else {
+		counts := make(map[audit.Type]int)
+		for _, a := range open {
+			counts[a.Type]++
+		}
+		for kind, n := range counts {
+			gauge(alertsOpen, float64(n), string(kind))
+		}
+	}
 	gauge(lag, w.Lag().Seconds())
 	gauge(logUnsigned, since(w.UnsignedSince()))
 }
+
+// alertsCounted bounds the alerts that are counted.
+const alertsCounted = 100_000
 
 func since(t time.Time) float64 {
 	if t.IsZero() {

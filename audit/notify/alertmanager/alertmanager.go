@@ -36,53 +36,59 @@ type alert struct {
 	EndsAt      time.Time         `json:"endsAt"`
 }
 
-// names are of alerts that last: what is held is resolved by its release, what was
-// deleted by its return.
+// names are of alerts that last, by the type of the event that opens them.
 var names = map[audit.Type]string{
-	audit.Held: "TidemarkHeld", audit.Released: "TidemarkHeld", audit.Rejected: "TidemarkHeld", audit.Withdrawn: "TidemarkHeld",
-	audit.Deleted: "TidemarkDeleted", audit.Restored: "TidemarkDeleted",
-	audit.Violation: "TidemarkViolation",
+	audit.Held: "TidemarkHeld", audit.Violation: "TidemarkViolation", audit.Downgraded: "TidemarkTrustDowngraded",
+	audit.TrustChanged: "TidemarkTrustChanged", audit.Deleted: "TidemarkDeleted", audit.Starved: "TidemarkStarved",
 }
 
-var ends = map[audit.Type]bool{audit.Released: true, audit.Rejected: true, audit.Withdrawn: true, audit.Restored: true}
-
-// alertOf is an item as an alert. Its labels are its identity: none of them may differ
-// between what begins and what ends it.
-func alertOf(i notify.Item) alert {
+// alertsOf are what an item is to an Alertmanager: what it ends, what it opens, or else a
+// moment.
+func alertsOf(i notify.Item) (out []alert) {
 	e := i.Event
 	one := notify.Message{Items: []notify.Item{i}}
-	a := alert{
-		Labels:      map[string]string{"alertname": names[e.Type], "job": "tidemark"},
-		Annotations: map[string]string{"summary": one.Title(), "description": one.Text(), "event": e.ID.String(), "severity": e.Severity().String()},
-		StartsAt:    e.Time, EndsAt: e.Time.Add(lasting),
+	as := func(name string, severity audit.Severity, until time.Time) *alert {
+		a := alert{
+			Labels:      map[string]string{"alertname": name, "job": "tidemark", "severity": severity.String()},
+			Annotations: map[string]string{"summary": one.Title(), "description": one.Text(), "event": e.ID.String(), "severity": e.Severity().String()},
+			StartsAt:    e.Time, EndsAt: until,
+		}
+		if e.Ref != (audit.Ref{}) {
+			a.Labels["upstream"], a.Labels["repository"], a.Labels["tag"] = e.Ref.Upstream, e.Ref.Repository, e.Ref.Tag
+		}
+		out = append(out, a)
+		return &out[len(out)-1]
 	}
-	if e.Ref != (audit.Ref{}) {
-		a.Labels["upstream"], a.Labels["repository"], a.Labels["tag"] = e.Ref.Upstream, e.Ref.Repository, e.Ref.Tag
+	// Labels are an alert's identity: none may differ between what opens and what ends it.
+	lasts := func(kind audit.Type, until time.Time) { as(names[kind], audit.Event{Type: kind}.Severity(), until) }
+	ended := e.Ends()
+	if e.Type == audit.Withdrawn {
+		ended = []audit.Type{audit.Held}
+	}
+	for _, kind := range ended {
+		lasts(kind, e.Time)
 	}
 	switch {
-	case a.Labels["alertname"] == "":
-		a.Labels["alertname"], a.Labels["type"], a.EndsAt = "TidemarkEvent", string(e.Type), e.Time.Add(moment)
+	case e.Opens():
+		lasts(e.Type, e.Time.Add(lasting))
+	case len(ended) == 0 || e.Type.Moves():
+		a := as("TidemarkEvent", e.Severity(), e.Time.Add(moment))
+		a.Labels["type"] = string(e.Type)
 		if e.New != nil {
 			a.Labels["digest"] = e.New.Digest.String()
 		}
-	case ends[e.Type]:
-		a.EndsAt = e.Time
+		if e.Condition != nil {
+			a.Labels["upstream"] = e.Condition.Upstream
+		}
 	}
-	if a.Labels["alertname"] == "TidemarkViolation" {
-		a.Labels["severity"] = "critical"
-	} else if a.Labels["alertname"] != "TidemarkEvent" {
-		a.Labels["severity"] = "warning"
-	} else {
-		a.Labels["severity"] = e.Severity().String()
-	}
-	return a
+	return out
 }
 
 // Send implements notify.Sink.
 func (s *Sink) Send(ctx context.Context, m notify.Message) error {
 	var alerts []alert
 	for _, i := range m.Items {
-		alerts = append(alerts, alertOf(i))
+		alerts = append(alerts, alertsOf(i)...)
 	}
 	body, err := json.Marshal(alerts)
 	if err != nil {
