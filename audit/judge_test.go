@@ -1,8 +1,10 @@
 package audit_test
 
 import (
+	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -201,5 +203,56 @@ func TestHarmlessLikenessIsNoAlarm(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// What no label says, other tags do: a tag that moves from what is 1.2 to what is 1.3 is
+// a release, and back it is none.
+func TestOtherTagsTellReleases(t *testing.T) {
+	w := newTown(t, audit.RuleText{Match: "**", Mode: audit.Alert})
+	w.poll("acme/app", "latest", "two", "1.2.0", "two", "1.3.0", "three", "1.3.0-rc1", "rc")
+	for _, move := range []struct {
+		name  string
+		class audit.Class
+	}{{"three", audit.ClassRelease}, {"other", audit.ClassUnknown}, {"rc", audit.ClassUnknown}, {"two", audit.ClassRollback}} {
+		w.now = w.now.Add(time.Hour)
+		if e := w.poll("acme/app", "latest", move.name)[0]; e.Class != move.class {
+			t.Errorf("to %s: %s, want %s", move.name, e.Class, move.class)
+		}
+	}
+}
+
+// A tag with a rhythm that it suddenly does not keep is worth a word; so are the tags
+// that moved beside it.
+func TestCadenceAndSiblings(t *testing.T) {
+	w := newTown(t, audit.RuleText{Match: "**", Mode: audit.Alert})
+	w.poll("acme/app", "nightly", "0", "other", "0")
+	for i := range 8 {
+		w.now = w.now.Add(24*time.Hour + time.Duration(i%2)*time.Hour)
+		if e := w.poll("acme/app", "nightly", fmt.Sprint(i+1))[0]; len(e.Signals) != 0 {
+			t.Errorf("night %d: %v", i, e.Signals)
+		}
+	}
+	w.now = w.now.Add(20 * time.Minute)
+	w.poll("acme/app", "other", "1")
+	if e := w.poll("acme/app", "nightly", "early")[0]; len(e.Signals) != 2 || !strings.HasPrefix(e.Signals[0], "cadence_z:-") || e.Signals[1] != "siblings_moved:1" || e.Severity() != audit.Notice {
+		t.Errorf("early: %v %s", e.Signals, e.Severity())
+	}
+}
+
+// R8: a move of platforms that nobody here has is nothing to be told of at once, unless it
+// is one of many.
+func TestR8UnconsumedPlatforms(t *testing.T) {
+	e := audit.Event{Type: audit.Moved, Class: audit.ClassUnknown, Signals: []string{"user_to_root", "unconsumed"}}
+	if s := e.Severity(); s != audit.Info {
+		t.Errorf("nobody has it: %s", s)
+	}
+	e.Signals = append(e.Signals, "burst:4")
+	if s := e.Severity(); s != audit.Critical {
+		t.Errorf("one of many: %s", s)
+	}
+	e.Signals = []string{"user_to_root", "consumed_platform_changed"}
+	if s := e.Severity(); s != audit.High {
+		t.Errorf("somebody has it: %s", s)
 	}
 }

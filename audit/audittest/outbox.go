@@ -295,6 +295,7 @@ func notices(t *testing.T, open func() Store) {
 	ended := began
 	ended.ID, ended.Type, ended.Flapped = uuid.New(), audit.Recovered, began.ID
 	put(audit.Condition{Upstream: "docker.io", Type: audit.Degraded, Since: now, Until: &until}, ended)
+	put(audit.Condition{Upstream: "docker.io", Type: audit.Degraded, Since: now, Until: &until}, ended)
 	if got := due(t, s, "ops", until); len(got) != 0 {
 		t.Errorf("nobody was told that it began, and is to be told of %v", got)
 	}

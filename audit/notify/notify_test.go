@@ -526,3 +526,48 @@ func TestQuietHours(t *testing.T) {
 		t.Errorf("what is critical: %v", got)
 	}
 }
+
+// trouble is an error of an upstream.
+type trouble string
+
+func (t trouble) Error() string     { return "upstream: " + string(t) }
+func (t trouble) Condition() string { return string(t) }
+
+// That an upstream is in trouble is told, and that it is well again; not what was over
+// before it was worth telling.
+func TestConditionsAreTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &scripted{}
+		h := newHouse(t, route("ops", s))
+		defer h.close()
+		c := audit.NewConditions(audit.ConditionOptions{Store: h.store, Notify: h.d.Recipients, Told: h.d.Grown, Log: zerolog.Nop()})
+		ctx, cancel := context.WithCancel(context.Background())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := c.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		defer func() { cancel(); wg.Wait() }()
+		fail := func(d time.Duration) {
+			for range 3 {
+				c.Answered("ghcr.io", trouble(audit.Degraded))
+			}
+			time.Sleep(d)
+			c.Answered("ghcr.io", nil)
+			time.Sleep(time.Hour)
+		}
+		fail(5 * time.Minute)
+		if tries, _, _ := s.so(); tries != 0 {
+			t.Errorf("over at once, and told %d times", tries)
+		}
+		fail(2 * time.Hour)
+		_, got, _ := s.so()
+		if len(got) != 2 || !strings.HasPrefix(got[0].Title(), "[warning] ghcr.io is in trouble since ") || got[1].Title() != "[warning] ghcr.io is well again, after 2h0m0s" || strings.Contains(got[0].Text(), "tidemark show") {
+			t.Fatalf("told %d: %+v", len(got), got)
+		}
+		if got[0].Items[0].CloudEvent("x").Type != "dev.tidemark.upstream.degraded.v1" {
+			t.Errorf("told as %+v", got[0].Items[0].CloudEvent("x"))
+		}
+	})
+}

@@ -145,13 +145,18 @@ func (s *Store) Remind(ctx context.Context, sink string, indexes []int64, now ti
 	})
 }
 
-// putNotice enters an event that is no entry of the log for those who are told of it.
+// putNotice enters an event that is no entry of the log for those who are told of it. The
+// same one again, because the first time was not known to have succeeded, changes nothing.
 func putNotice(ctx context.Context, tx *sql.Tx, e audit.Event) error {
 	if len(e.Recipients) == 0 {
 		return nil
 	}
 	body, err := e.Leaf()
 	if err != nil {
+		return err
+	}
+	var known bool
+	if err := tx.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM notice WHERE event_id = ?)", e.ID.String()).Scan(&known); err != nil || known {
 		return err
 	}
 	var index int64
