@@ -338,4 +338,11 @@ func TestR17GapsAreOnTheRecord(t *testing.T) {
 	if got := short(s.observe(seen("a"), at(500))); got != "" {
 		t.Errorf("nobody asked for hours: %q, want nothing: that is no gap", got)
 	}
+	back.Every = 2 * time.Hour
+	if got := short(s.observe(back, at(500+300))); got != "" {
+		t.Errorf("asked about every two hours, no answer for five: %q, want nothing", got)
+	}
+	if got := short(s.observe(back, at(800+370))); got != "audit.gap" {
+		t.Errorf("no answer for more than six: %q, want a gap", got)
+	}
 }

@@ -328,8 +328,8 @@ func (l *Ledger) Ask(ctx context.Context, ref Ref, ask Ask) (Answer, error) {
 
 // Watch is Resolve for one who asks on a schedule: an answer that somebody else got
 // within TTL will do, and otherwise upstream is asked, whatever refresh the pulls
-// are given.
-func (l *Ledger) Watch(ctx context.Context, ref Ref, ask Ask) (Answer, error) {
+// are given. every is how often that is at present.
+func (l *Ledger) Watch(ctx context.Context, ref Ref, every time.Duration, ask Ask) (Answer, error) {
 	l.mu.Lock()
 	r, ok := l.recent.Get(ref)
 	l.mu.Unlock()
@@ -339,8 +339,13 @@ func (l *Ledger) Watch(ctx context.Context, ref Ref, ask Ask) (Answer, error) {
 	if rule := l.policy.Load().Rule(ref); rule.Mode == Deny {
 		return l.servable(ref, Answer{Rule: rule}) // nobody is asked
 	}
+	scheduled := func(ctx context.Context, q Question) (Observation, error) {
+		seen, err := ask(ctx, q)
+		seen.Every = every
+		return seen, err
+	}
 	select {
-	case res := <-l.fly(ctx, ref, ask):
+	case res := <-l.fly(ctx, ref, scheduled):
 		if res.Err != nil {
 			return Answer{}, res.Err
 		}

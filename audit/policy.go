@@ -126,7 +126,7 @@ func (t *turn) clock() {
 
 // gap tells that upstream answers again after it did not for too long.
 func (t *turn) gap() {
-	if t.seen.Blind == "" || !t.s.Known() || t.now.Sub(t.s.LastConfirmed) <= t.p.GapAfter() {
+	if t.seen.Blind == "" || !t.s.Known() || t.now.Sub(t.s.LastConfirmed) <= t.p.gapAfter(t.seen.Every) {
 		return
 	}
 	t.event(Event{Type: Gap, Gap: &Blind{Start: t.s.LastConfirmed, End: t.now, Cause: "upstream"}, Reason: t.seen.Blind})

@@ -42,6 +42,7 @@ type PolicyText struct {
 	DeleteObservations int             `json:"delete_observations"` // answers that a ref is gone before it is believed; 0 is 3
 	DeleteOver         time.Duration   `json:"delete_over"`         // the time they must span, unless DeleteObservations is 0: then it is 1 h
 	GapAfter           time.Duration   `json:"gap_after"`           // without an answer before it is a gap; 0 is 45 min
+	GapFactor          int             `json:"gap_factor"`          // times the interval of a ref that is asked about less often; 0 is 3
 	Denied             []digest.Digest `json:"denied,omitempty"`    // never served, whatever a rule says
 	Allowed            []digest.Digest `json:"allowed,omitempty"`   // need not wait under cooldown or hold
 
@@ -156,6 +157,9 @@ func Compile(text PolicyText) (*Policy, []PolicyError) {
 	}
 	if text.GapAfter == 0 {
 		p.text.GapAfter = 45 * time.Minute
+	}
+	if text.GapFactor == 0 {
+		p.text.GapFactor = 3
 	}
 	rules := slices.Clone(text.Rules)
 	if text.Preset != "" {
@@ -441,6 +445,15 @@ func (p *Policy) goneAfter() (int, time.Duration) {
 		return 3, time.Hour
 	}
 	return p.text.DeleteObservations, p.text.DeleteOver
+}
+
+// gapAfter is GapAfter for a ref that is asked about on a schedule, or not if every is 0.
+func (p *Policy) gapAfter(every time.Duration) time.Duration {
+	factor := 3
+	if p != nil {
+		factor = p.text.GapFactor
+	}
+	return max(p.GapAfter(), time.Duration(factor)*every)
 }
 
 // GapAfter is the time without an answer that is worth a record.

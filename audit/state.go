@@ -180,6 +180,9 @@ type Observation struct {
 	// could not be found out.
 	Change *Comparison
 
+	// Every is how often the ref is asked about on a schedule, 0 without one.
+	Every time.Duration
+
 	// Blind is what kept upstream from answering before this, "" for nothing.
 	Blind string
 }

@@ -264,7 +264,8 @@ type Audit struct {
 	// deleted.
 	DeleteAfter DeleteAfter `yaml:"delete_after"`
 
-	// GapFactor times watch.interval without an answer is a gap, which is recorded.
+	// GapFactor times watch.interval without an answer is a gap, which is recorded; of a
+	// tag that is asked about less often, times its own interval.
 	GapFactor int `yaml:"gap_factor"`
 
 	// Gaps is tell (with a warning in the answer) or refuse, when a pull as of a time is

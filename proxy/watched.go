@@ -4,17 +4,19 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"time"
 
 	"tidemark/audit"
 )
 
-// Watch has the ledger ask upstream what ref means, as one who asks on a schedule.
-func (c *Contents) Watch(ctx context.Context, ledger *audit.Ledger, ref audit.Ref) (audit.Answer, error) {
+// Watch has the ledger ask upstream what ref means, as one who asks so
+// often.
+func (c *Contents) Watch(ctx context.Context, ledger *audit.Ledger, ref audit.Ref, every time.Duration) (audit.Answer, error) {
 	repo, err := c.repository(ref)
 	if err != nil {
 		return audit.Answer{}, err
 	}
-	return ledger.Watch(ctx, ref, repo.ask(ref.Tag, "poll"))
+	return ledger.Watch(ctx, ref, every, repo.ask(ref.Tag, "poll"))
 }
 
 // Tags returns the tags of a repository as upstream lists them.

@@ -21,7 +21,8 @@ func policyOf(c *config.Config) (*audit.Policy, []audit.PolicyError) {
 	text := audit.PolicyText{
 		Preset: a.Preset, FlapWindow: time.Duration(a.FlapWindow),
 		DeleteObservations: a.DeleteAfter.Observations, DeleteOver: time.Duration(a.DeleteAfter.Over),
-		GapAfter: time.Duration(a.GapFactor) * time.Duration(c.Watch.Interval),
+		GapFactor: a.GapFactor,
+		GapAfter:  time.Duration(a.GapFactor) * time.Duration(c.Watch.Interval),
 	}
 	for _, r := range a.Rules {
 		text.Rules = append(text.Rules, audit.RuleText{

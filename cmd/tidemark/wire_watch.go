@@ -53,8 +53,8 @@ func (s *server) wireWatcher(upstreams map[string]*upstream.Upstream) error {
 	o := watch.Options{
 		Patterns: patterns, Source: s.store, Log: s.log,
 		Pace: watch.Pace{Base: time.Duration(s.cfg.Watch.Interval), Floor: time.Duration(s.cfg.Watch.Floor), Ceiling: time.Duration(s.cfg.Watch.Ceiling)},
-		Ask: func(ctx context.Context, ref audit.Ref) (audit.Answer, error) {
-			return s.contents.Watch(ctx, s.ledger, ref)
+		Ask: func(ctx context.Context, ref audit.Ref, every time.Duration) (audit.Answer, error) {
+			return s.contents.Watch(ctx, s.ledger, ref, every)
 		},
 		List: s.contents.Tags,
 		Rate: func(name string) watch.Rate {

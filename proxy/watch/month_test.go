@@ -475,7 +475,7 @@ func live(t *testing.T, preset string, refs int, before time.Duration) score {
 	asked := make(map[audit.Ref]time.Time) // first after its incident
 	o := watch.Options{
 		Pace: pace, Source: store, Log: zerolog.Nop(),
-		Ask: func(ctx context.Context, ref audit.Ref) (audit.Answer, error) {
+		Ask: func(ctx context.Context, ref audit.Ref, every time.Duration) (audit.Answer, error) {
 			mu.Lock()
 			questions++
 			for _, in := range h.incidents {
@@ -484,7 +484,7 @@ func live(t *testing.T, preset string, refs int, before time.Duration) score {
 				}
 			}
 			mu.Unlock()
-			a, err := ledger.Watch(ctx, ref, func(_ context.Context, q audit.Question) (audit.Observation, error) {
+			a, err := ledger.Watch(ctx, ref, every, func(_ context.Context, q audit.Question) (audit.Observation, error) {
 				o := h.answer(ref, time.Now(), q.Known.Head)
 				if o.Absent != nil && !q.Known.Known() {
 					return o, o.Absent

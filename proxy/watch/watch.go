@@ -25,8 +25,9 @@ type Options struct {
 	Source Source
 
 	// Ask has the ledger ask upstream about a ref, unless somebody just did. What
-	// upstream could not say is in the answer, as why it is stale.
-	Ask func(ctx context.Context, ref audit.Ref) (audit.Answer, error)
+	// upstream could not say is in the answer, as why it is stale. every is how often the
+	// ref is asked about at present.
+	Ask func(ctx context.Context, ref audit.Ref, every time.Duration) (audit.Answer, error)
 
 	// List returns the tags of a repository, as upstream has them.
 	List func(ctx context.Context, upstream, repository string) ([]string, error)
@@ -281,7 +282,10 @@ func (w *Watcher) next(name string, q *queue) (*item, time.Duration) {
 
 // ask asks about one ref and schedules it again.
 func (w *Watcher) ask(ctx context.Context, name string, q *queue, it *item) {
-	ans, err := w.o.Ask(ctx, it.ref)
+	w.mu.Lock()
+	every := w.interval(it.cadence, it.clients)
+	w.mu.Unlock()
+	ans, err := w.o.Ask(ctx, it.ref, every)
 	if ctx.Err() != nil {
 		return
 	}

@@ -69,7 +69,7 @@ func (w *world) Moves(_ context.Context, ref audit.Ref) (int, time.Time, error) 
 	return 0, time.Time{}, nil
 }
 
-func (w *world) ask(_ context.Context, ref audit.Ref) (audit.Answer, error) {
+func (w *world) ask(_ context.Context, ref audit.Ref, _ time.Duration) (audit.Answer, error) {
 	time.Sleep(50 * time.Millisecond) // on the way
 	w.mu.Lock()
 	defer w.mu.Unlock()
