@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -147,6 +148,93 @@ func TestKilledWhileOthersAreTold(t *testing.T) {
 		t.Errorf("%d of %d moves were told, %d of them different; %v", len(got), moves, len(once), r.wrong)
 	}
 	t.Logf("%d moves in %d messages, %d attempts", moves, len(r.order), r.tries)
+}
+
+// Receivers of every kind at once: what is told to one that is well is told once and soon,
+// whatever the others do; each of these has every move once by the message's ID as soon
+// as it takes it; nobody is sent elsewhere, and no pull waits for any of them.
+func TestReceiversOfEveryKind(t *testing.T) {
+	up := upstreamtest.New()
+	defer up.Close()
+	private := newReceiver(t)
+	private.answer = func(int, bool, http.ResponseWriter) bool { return true }
+	taken := func(int, bool, http.ResponseWriter) bool { return true }
+	refuses := func(status int, head ...string) func(int, bool, http.ResponseWriter) bool {
+		return func(_ int, again bool, w http.ResponseWriter) bool {
+			if again {
+				return true
+			}
+			for i := 0; i < len(head); i += 2 {
+				w.Header().Set(head[i], head[i+1])
+			}
+			w.WriteHeader(status)
+			return false
+		}
+	}
+	release := make(chan struct{})
+	defer close(release)
+	kinds := map[string]func(int, bool, http.ResponseWriter) bool{
+		"good": taken, "fails": refuses(500), "limits": refuses(429, "Retry-After", "7"),
+		"gone": func(_ int, _ bool, w http.ResponseWriter) bool { w.WriteHeader(http.StatusGone); return false },
+		"redirects": func(_ int, _ bool, w http.ResponseWriter) bool {
+			w.Header().Set("Location", private.URL)
+			w.WriteHeader(307)
+			return false
+		},
+		"slow":  func(int, bool, http.ResponseWriter) bool { time.Sleep(time.Second); return true },
+		"hangs": func(int, bool, http.ResponseWriter) bool { <-release; return false },
+		"resets": func(_ int, again bool, w http.ResponseWriter) bool { // it has it, and nobody is told
+			if c, _, err := http.NewResponseController(w).Hijack(); err == nil && !again {
+				_ = c.Close()
+			}
+			return true
+		},
+	}
+	receivers := make(map[string]*receiver)
+	var sinks strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(kinds)) {
+		r := newReceiver(t)
+		r.answer = kinds[name]
+		receivers[name] = r
+		fmt.Fprintf(&sinks, "  - {name: %s, type: webhook, url: %q, min_severity: info, group_by: none, group_wait: 0s}\n", name, r.URL)
+	}
+	fmt.Fprintf(&sinks, "  - {name: down, type: webhook, url: \"http://127.0.0.1:1/\", min_severity: info, group_by: none, group_wait: 0s}\n")
+	s := serve(t, config(filepath.Join(t.TempDir(), "data"), up.URL().String(), "audit: {preset: homelab}", "notify:\n"+sinks.String()))
+	tags := []string{"a", "b", "c", "d"} // fewer failures than make a sink be left alone for a minute
+	for _, name := range []string{"one", "two"} {
+		for _, tag := range tags {
+			up.Push("library/app", tag, upstreamtest.NewImage(name+tag))
+			began := time.Now()
+			resp, _, err := s.get("/v2/library/app/manifests/" + tag)
+			if err != nil || resp.StatusCode != 200 {
+				t.Fatal(resp, err)
+			}
+			if took := time.Since(began); took > 2*time.Second {
+				t.Errorf("a pull took %v", took)
+			}
+		}
+	}
+	for _, name := range []string{"good", "slow", "fails", "limits", "resets"} {
+		r := receivers[name]
+		until(t, func() bool { return len(r.entries()) >= len(tags) })
+	}
+	s.stop()
+	for name, r := range receivers {
+		got := r.entries()
+		want := len(tags)
+		if name == "gone" || name == "redirects" || name == "hangs" {
+			want = 0
+		}
+		if once := slices.Compact(slices.Sorted(slices.Values(got))); len(got) != want || len(once) != want || len(r.wrong) > 0 {
+			t.Errorf("%s has %v; %v", name, got, r.wrong)
+		}
+	}
+	if n := receivers["gone"].tries; n > 4 { // as many as are under way at once
+		t.Errorf("who is gone was told %d times", n)
+	}
+	if private.tries > 0 {
+		t.Error("a redirect was followed")
+	}
 }
 
 // A receiver that never answers costs a pull nothing: of hot manifests, pulled in
