@@ -263,3 +263,25 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// What stands behind the host of an address that is posted to is not shown; nor is the
+// host of services that have a secret there.
+func TestAddressesAreShownWithoutSecrets(t *testing.T) {
+	for address, want := range map[string]string{
+		"https://hooks.example/services/a-secret?b=a-secret":       "https://hooks.example/redacted",
+		"tls://siem.example:6514":                                  "tls://siem.example:6514/redacted",
+		"pushover://shoutrrr:a-secret@a-secret":                    "pushover://redacted",
+		"telegram://1:a-secret@telegram?chats=@a-secret":           "telegram://redacted",
+		"shoutrrr://gotify://host.example/a-secret?disabletls=yes": "shoutrrr://redacted",
+		"://a-secret":  "redacted",
+		"a-secret%zz:": "redacted",
+		"":             `""`,
+	} {
+		if got := config.Webhook(address).String(); got != want {
+			t.Errorf("%s is shown as %s, want %s", address, got, want)
+		}
+		if got := fmt.Sprintf("%#v", config.Webhook(address)); strings.Contains(got, "a-secret") {
+			t.Errorf("%s", got)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -164,6 +165,9 @@ func (w Webhook) String() string {
 	u, err := url.Parse(string(w))
 	if err != nil {
 		return "redacted"
+	}
+	if !slices.Contains([]string{"http", "https", "smtp", "smtps", "udp", "tcp", "tls"}, u.Scheme) {
+		return u.Scheme + "://redacted" // some services have their secrets where others have a host
 	}
 	return u.Scheme + "://" + u.Host + "/redacted"
 }
