@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"tidemark/audit"
@@ -367,6 +368,18 @@ func TestExplainingAnIndexCostsWhatClientsPull(t *testing.T) {
 	e := audittest.Check(t, m.store)[1]
 	if e.Diff == nil || e.Diff.Platforms.Changed != 2 || e.Diff.Layers.Added != 1 {
 		t.Errorf("explained as %+v", e.Diff)
+	}
+	if got := fmt.Sprint(e.Signals); got != "[consumed_platform_changed]" {
+		t.Errorf("clients have one of the platforms: %s", got)
+	}
+	other := upstreamtest.NewIndex("base", "only arm64 changed")
+	x := content(t, ocispec.MediaTypeImageIndex, ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{
+		forPlatform(next.Images[0], "amd64"), forPlatform(other.Images[1], "arm64"),
+	}})
+	m.hub.PushIndex("library/multi", "1", upstreamtest.Index{Manifest: x, Images: []upstreamtest.Image{next.Images[0], other.Images[1]}})
+	m.get("/v2/multi/manifests/1")
+	if e := audittest.Check(t, m.store)[2]; fmt.Sprint(e.Signals) != "[unconsumed]" || e.Severity() != audit.Info {
+		t.Errorf("nobody has the platform that changed: %v, %s", e.Signals, e.Severity())
 	}
 	ref := audit.Ref{Upstream: "docker.io", Repository: "library/multi", Tag: "1"}
 	d, err := m.contents.Diff(t.Context(), ref, old.Manifest.Digest, next.Manifest.Digest)

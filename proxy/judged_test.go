@@ -45,6 +45,13 @@ func descriptorOf(c upstreamtest.Content, annotations ...string) ocispec.Descrip
 	return d
 }
 
+// forPlatform is an image's place in an index.
+func forPlatform(img upstreamtest.Image, arch string) ocispec.Descriptor {
+	d := descriptorOf(img.Manifest)
+	d.Platform = &ocispec.Platform{OS: "linux", Architecture: arch}
+	return d
+}
+
 // built is an image as its builder makes it: layers of a base, layers of its own, the
 // steps of these, and annotations that say what it is.
 func built(t *testing.T, base, own []string, annotations map[string]string) upstreamtest.Image {
