@@ -104,7 +104,7 @@ func (t *turn) pending(d Decision) (Candidate, error) {
 	switch {
 	case t.s.Hold != nil:
 		return c, t.conflict("it is held by hand since %s; release it first", t.s.Hold.Since.Format(time.RFC3339))
-	case t.p.denies(d.Digest):
+	case t.p.Denies(d.Digest):
 		return c, t.conflict("audit.denied has %s; take it out there first", d.Digest)
 	case !ok || d.Digest != c.Digest:
 		return c, t.conflict("%s is not what waits for a decision", d.Digest)
@@ -171,7 +171,7 @@ func (t *turn) goBack(d digest.Digest) error {
 	c, ok := t.s.candidate(d)
 	past, was := t.past(d)
 	switch {
-	case t.p.denies(d):
+	case t.p.Denies(d):
 		return t.conflict("audit.denied has %s; take it out there first", d)
 	case d == t.s.Head:
 		return t.conflict("%s is pending; approve it to have it served", d)

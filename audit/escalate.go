@@ -18,6 +18,9 @@ var escalations = map[string][]string{
 	"user_to_root": {"user_to_root"}, "entrypoint_changed": {"entrypoint_changed"}, "platform_removed": {"platform_removed"},
 }
 
+// Escalates tells whether a reason for which something is held is that a rule was raised.
+func Escalates(reason string) bool { return escalations[reason] != nil }
+
 // bypasses are the classes that can lower a rule for a digest: it is served although it
 // is new. What they are compared with must have been served.
 var bypasses = []string{string(ClassRepackaged), string(ClassAttestationOnly), string(ClassBaseRefresh)}
@@ -36,14 +39,19 @@ func (p *Policy) Denied() []digest.Digest {
 	return p.text.Denied
 }
 
-// denies tells whether a digest is never to be served.
-func (p *Policy) denies(d digest.Digest) bool { return slices.Contains(p.Denied(), d) }
+// Denies tells whether a digest is never to be served.
+func (p *Policy) Denies(d digest.Digest) bool { return slices.Contains(p.Denied(), d) }
 
 // allows tells whether a digest need not wait.
 func (p *Policy) allows(d digest.Digest) bool { return p != nil && slices.Contains(p.text.Allowed, d) }
 
 // barred tells that no rule serves the candidate by itself.
 func (c Candidate) barred() bool { return c.Rejected || c.Escalated != "" }
+
+// missed tells that the candidate is held because something is missed beside it.
+func (c Candidate) missed() bool {
+	return c.Escalated == string(Downgraded) || c.Escalated == string(TrustChanged)
+}
 
 // weigh raises or lowers the rule for the new head by what the move to it looks like.
 func (t *turn) weigh(e *Event) {
@@ -54,9 +62,12 @@ func (t *turn) weigh(e *Event) {
 	served := e.Old != nil && e.Old.Digest == t.s.Served
 	switch {
 	case t.p.allows(c.Digest):
-		c.Bypass = "allowed"
+		c.Bypass, c.Escalated = "allowed", ""
 	case served && slices.Contains(t.rule.Bypass, string(e.Class)):
 		c.Bypass = string(e.Class)
+	}
+	if cmp := t.change(); cmp != nil && cmp.Trust != nil && len(cmp.Trust.lost()) == 0 && c.missed() {
+		c.Escalated = "" // it came since
 	}
 	for _, name := range t.rule.Escalate {
 		if c.Bypass == "allowed" {
@@ -78,7 +89,7 @@ func before(s, sep string) string {
 
 // found takes back that a head was held because something was missed beside it.
 func (t *turn) found() {
-	if c, ok := t.s.candidate(t.s.Head); ok && (c.Escalated == string(Downgraded) || c.Escalated == string(TrustChanged)) {
+	if c, ok := t.s.candidate(t.s.Head); ok && c.missed() {
 		c.Escalated = ""
 		t.s.setCandidate(c)
 	}
@@ -100,12 +111,12 @@ func (t *turn) bursting(c Candidate) bool {
 // ref meant before is served again, if that is known, and nothing otherwise.
 func (t *turn) expel() {
 	for _, c := range t.s.Candidates {
-		if t.p.denies(c.Digest) && !c.Rejected {
+		if t.p.Denies(c.Digest) && !c.Rejected {
 			c.Rejected, c.Escalated = true, denied
 			t.s.setCandidate(c)
 		}
 	}
-	if t.s.Served == "" || !t.p.denies(t.s.Served) {
+	if t.s.Served == "" || !t.p.Denies(t.s.Served) {
 		return
 	}
 	bad := Candidate{
@@ -117,7 +128,7 @@ func (t *turn) expel() {
 	t.s.Served, t.s.ServedMediaType, t.s.ServedSize, t.s.Hold = "", "", 0, nil
 	if t.r.Former != nil {
 		if c, ok := t.r.Former(func(d digest.Digest) bool {
-			return d == bad.Digest || t.p.denies(d) || slices.ContainsFunc(waiting, func(w Candidate) bool { return w.Digest == d })
+			return d == bad.Digest || t.p.Denies(d) || slices.ContainsFunc(waiting, func(w Candidate) bool { return w.Digest == d })
 		}); ok {
 			t.s.Served, t.s.ServedMediaType, t.s.ServedSize = c.Digest, c.MediaType, c.Size
 		}

@@ -128,6 +128,43 @@ func TestTheFirstOfABurstAreHeld(t *testing.T) {
 	}
 }
 
+// What was held because of what it looks like is held when it comes back, too, whatever
+// it looks like then.
+func TestARaisedRuleIsRemembered(t *testing.T) {
+	w := newTown(t, audit.RuleText{Match: "**", Mode: audit.Cooldown, Age: 24 * time.Hour, Escalate: []string{"user_to_root"}})
+	ref := audittest.Ref("1")
+	see := func(name string, later time.Duration, signals ...string) audit.State {
+		t.Helper()
+		w.now = w.now.Add(later)
+		st, err := w.store.Advance(t.Context(), ref, func(r audit.Record) (audit.State, []audit.Event, error) {
+			o := seen(name)
+			if r.State.Known() && r.State.Head != o.Digest {
+				o.Change = &audit.Comparison{Old: r.State.Head, New: o.Digest, Class: audit.ClassUnknown, Signals: signals}
+			}
+			st, events := w.policy.Next(ref, r, o, w.now)
+			audit.Identify(&st, events)
+			return st, events, nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	see("good", 0)
+	see("evil", time.Hour, "user_to_root")
+	see("evil", 48*time.Hour) // it stood for longer than its tenure
+	see("good", time.Hour)
+	see("evil", time.Hour)
+	if st := see("evil", 200*time.Hour); st.Served != audittest.Digest("good") {
+		t.Errorf("%s is served", st.Served)
+	}
+	see("good", time.Hour)
+	see("fine", time.Hour)
+	if st := see("fine", 200*time.Hour); st.Served != audittest.Digest("fine") {
+		t.Errorf("another digest is not: %s is served", st.Served)
+	}
+}
+
 // A digest that is denied is served to nobody from the moment on that it is: what the
 // tag meant before is, and who got it is told once, in numbers. A tag that never meant
 // anything else is refused.

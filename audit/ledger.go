@@ -370,7 +370,7 @@ func (l *Ledger) fly(ctx context.Context, ref Ref, ask Ask) <-chan singleflight.
 // servable refuses an answer that has nothing to serve, or something that is denied:
 // the decision that serves something else follows the next answer of upstream.
 func (l *Ledger) servable(ref Ref, a Answer) (Answer, error) {
-	if l.policy.Load().denies(a.Served) {
+	if l.policy.Load().Denies(a.Served) {
 		return Answer{}, fmt.Errorf("%s: %w: %w", ref, ErrDenied, ErrDeniedDigest)
 	}
 	if err := refusal(a.State, a.Rule); err != nil {
@@ -572,7 +572,8 @@ func (l *Ledger) advance(ctx context.Context, ref Ref, known State, next func(*P
 // Tag is a ref as it is decided about at present.
 func (l *Ledger) Tag(ref Ref, s State) Tag {
 	s.LastConfirmed = l.LastConfirmed(ref, s.LastConfirmed)
-	return Tag{ref, s, l.Policy().Rule(ref)}
+	p := l.Policy()
+	return Tag{ref, s, p.Rule(ref), p.Denies(s.Served)}
 }
 
 // LastConfirmed is when the head of ref was last confirmed, which may be later

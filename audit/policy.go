@@ -353,7 +353,7 @@ func (t *turn) enter(past Past, allAlong bool) {
 	}
 	c := Candidate{
 		Digest: t.s.Head, MediaType: t.s.HeadMediaType, Size: t.s.HeadSize, Since: t.now,
-		Withdrawn: past.Withdrawn, Rejected: past.Rejected,
+		Withdrawn: past.Withdrawn, Rejected: past.Rejected, Escalated: past.Escalated,
 	}
 	if known, ok := t.s.candidate(t.s.Head); ok {
 		c.Withdrawn, c.Rejected, c.Escalated = known.Withdrawn, known.Rejected, known.Escalated

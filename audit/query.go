@@ -20,6 +20,8 @@ type Tag struct {
 	Ref   Ref
 	State State
 	Rule  *Rule
+
+	denied bool // what is served is, by its digest
 }
 
 // Withheld is what Answer.Withheld tells.
@@ -29,7 +31,7 @@ func (t Tag) Withheld() (head digest.Digest, until *time.Time, why string) {
 
 // Serves is the digest that clients get, "" if a rule refuses them.
 func (t Tag) Serves() digest.Digest {
-	if refusal(t.State, t.Rule) != nil {
+	if t.denied || refusal(t.State, t.Rule) != nil {
 		return ""
 	}
 	return t.State.Served

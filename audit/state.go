@@ -195,6 +195,7 @@ type Past struct {
 	Left      uuid.UUID // the event that moved the ref away from it
 	Withdrawn string    // how upstream took it back before it was served
 	Rejected  bool      // an operator did not want it, and nobody approved it since
+	Escalated string    // what raised the rule for it, until that was taken back
 }
 
 // A Record is what a store knows of a ref when something happens to it.

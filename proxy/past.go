@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strconv"
 	"time"
@@ -95,6 +96,9 @@ func (h *Handler) past(ctx context.Context, repo repository, tag string) (audit.
 	}
 	c.GapAfter = policy.GapAfter()
 	then, err := c.AsOf(repo.view.moment, h.o.Now())
+	if err == nil && policy.Denies(then.Digest) {
+		err = &audit.PastError{Ref: ref, Moment: repo.view.moment, What: fmt.Sprintf("%s is denied (audit.denied)", then.Digest)}
+	}
 	if err == nil && then.Gap != "" && h.o.RefuseGaps {
 		err = &audit.PastError{Ref: ref, Moment: repo.view.moment, What: "that is not certain (audit.gaps: refuse): " + then.Gap}
 	}

@@ -64,7 +64,9 @@ func (r repository) ask(tag, trigger string) audit.Ask {
 		if moved := err == nil && q.Known.Known() && seen.Absent == nil && seen.Digest != q.Known.Head; moved && r.upstream.Caller() != "" {
 			seen.Change = r.compare(ctx, q.Known.Head, seen.Digest) // what the client may see, the ledger may not
 		}
-		if q.Trust && err == nil && seen.Digest == q.Known.Head {
+		if q.Trust && err == nil && seen.Digest == q.Known.Head && r.upstream.Caller() == "" { // by a client's rights less may be there
+			ctx, cancel := context.WithTimeout(ctx, compareTime)
+			defer cancel()
 			if t, err := r.trust(ctx, seen.Digest); err == nil {
 				seen.Trust = &t
 			}

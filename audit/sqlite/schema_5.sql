@@ -39,6 +39,9 @@ CREATE TABLE alert (
 ) STRICT;
 CREATE UNIQUE INDEX alert_open ON alert (ref_id, type) WHERE resolved IS NULL;
 
+-- What raised the rule for a digest, until somebody approved it or it was taken back.
+ALTER TABLE tag_verdict ADD COLUMN escalated TEXT NOT NULL DEFAULT '';
+
 -- When a sink was reminded of an alert.
 CREATE TABLE reminded (
   sink     TEXT NOT NULL,

@@ -316,10 +316,10 @@ func past(ctx context.Context, q querier, id int64, d digest.Digest) (p audit.Pa
 	var left string
 	var first int64
 	err = q.QueryRowContext(ctx, `SELECT i.end_event, (SELECT min(first_seen) FROM tag_interval WHERE ref_id = i.ref_id AND digest = i.digest),
-			i.media_type, i.size, coalesce(v.withdrawn, ''), coalesce(v.rejected, 0)
+			i.media_type, i.size, coalesce(v.withdrawn, ''), coalesce(v.rejected, 0), coalesce(v.escalated, '')
 		FROM tag_interval i LEFT JOIN tag_verdict v ON v.ref_id = i.ref_id AND v.digest = i.digest
 		WHERE i.ref_id = ? AND i.digest = ? AND i.end_event IS NOT NULL ORDER BY i.leaf_idx DESC LIMIT 1`, id, d).
-		Scan(&left, &first, &p.MediaType, &p.Size, &p.Withdrawn, &p.Rejected)
+		Scan(&left, &first, &p.MediaType, &p.Size, &p.Withdrawn, &p.Rejected, &p.Escalated)
 	if errors.Is(err, sql.ErrNoRows) {
 		return audit.Past{}, false, nil
 	}
@@ -411,6 +411,11 @@ func putVerdict(ctx context.Context, tx *sql.Tx, id int64, e audit.Event) error 
 	case e.Type == audit.Rejected:
 		_, err = tx.ExecContext(ctx, `INSERT INTO tag_verdict (ref_id, digest, rejected) VALUES (?, ?, 1)
 			ON CONFLICT (ref_id, digest) DO UPDATE SET rejected = 1`, id, e.New.Digest)
+	case e.Type == audit.Held && audit.Escalates(e.Reason):
+		_, err = tx.ExecContext(ctx, `INSERT INTO tag_verdict (ref_id, digest, escalated) VALUES (?, ?, ?)
+			ON CONFLICT (ref_id, digest) DO UPDATE SET escalated = excluded.escalated`, id, e.New.Digest, e.Reason)
+	case e.Type == audit.Released && e.Operator == nil:
+		_, err = tx.ExecContext(ctx, "UPDATE tag_verdict SET escalated = '' WHERE ref_id = ? AND digest = ?", id, e.New.Digest)
 	case e.Type == audit.Released && e.Operator != nil:
 		_, err = tx.ExecContext(ctx, "DELETE FROM tag_verdict WHERE ref_id = ? AND digest = ?", id, e.New.Digest)
 	}
