@@ -1,12 +1,14 @@
 package notify_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,7 +16,13 @@ import (
 	"tidemark/audit"
 	"tidemark/audit/audittest"
 	"tidemark/audit/notify"
+	"tidemark/audit/notify/alertmanager"
+	"tidemark/audit/notify/discord"
+	"tidemark/audit/notify/matrix"
+	"tidemark/audit/notify/ntfy"
 	"tidemark/audit/notify/shoutrrr"
+	"tidemark/audit/notify/slack"
+	"tidemark/audit/notify/teams"
 	"tidemark/audit/notify/webhook"
 )
 
@@ -193,5 +201,73 @@ func TestShoutrrr(t *testing.T) {
 		if _, err := shoutrrr.New(bad); err == nil || strings.Contains(err.Error(), "-secret") {
 			t.Errorf("%q: %v", bad, err)
 		}
+	}
+}
+
+// Every sink that posts tells faults apart, says them without what may be secret, and is
+// sent nowhere else.
+func TestFaultsOfEverySink(t *testing.T) {
+	elsewhere := listen(t)
+	var kind atomic.Value
+	kind.Store("")
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // only then it is noticed that a client has gone
+		switch kind.Load() {
+		case "500":
+			w.WriteHeader(http.StatusInternalServerError)
+		case "429":
+			w.Header().Set("Retry-After", "30")
+			w.WriteHeader(http.StatusTooManyRequests)
+		case "410":
+			w.WriteHeader(http.StatusGone)
+		case "redirect":
+			http.Redirect(w, r, elsewhere.URL, http.StatusTemporaryRedirect)
+		case "reset":
+			if c, _, err := http.NewResponseController(w).Hijack(); err == nil {
+				_ = c.Close()
+			}
+		case "silence":
+			<-r.Context().Done()
+		}
+	}))
+	defer func() { s.CloseClientConnections(); s.Close() }()
+	host := strings.TrimPrefix(s.URL, "http://")
+	open := map[string]func() (notify.Sink, error){
+		"webhook":      func() (notify.Sink, error) { return webhook.New(s.URL+"/a-secret", "", "whsec_YS1zZWNyZXQ=") },
+		"slack":        func() (notify.Sink, error) { return slack.New(s.URL + "/a-secret") },
+		"teams":        func() (notify.Sink, error) { return teams.New(s.URL + "/a-secret") },
+		"discord":      func() (notify.Sink, error) { return discord.New(s.URL + "/a-secret") },
+		"ntfy":         func() (notify.Sink, error) { return ntfy.New(s.URL+"/topic", "a-secret") },
+		"matrix":       func() (notify.Sink, error) { return matrix.New(s.URL, "!room:example.org", "a-secret") },
+		"alertmanager": func() (notify.Sink, error) { return alertmanager.New(s.URL + "/a-secret") },
+		"shoutrrr": func() (notify.Sink, error) {
+			return shoutrrr.New("gotify://" + host + "/Aa-secret.12345?disabletls=yes")
+		},
+	}
+	for name, open := range open {
+		sink, err := open()
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for _, fault := range []string{"500", "429", "410", "redirect", "reset", "silence"} {
+			kind.Store(fault)
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			err := sink.Send(ctx, sample(t))
+			cancel()
+			var f *notify.Failure
+			if !errors.As(err, &f) || strings.Contains(err.Error(), "a-secret") {
+				t.Errorf("%s, %s: %v", name, fault, err)
+				continue
+			}
+			if name == "shoutrrr" {
+				continue // its services tell neither
+			}
+			if f.Gone != (fault == "410") || (f.After == 30*time.Second) != (fault == "429") {
+				t.Errorf("%s, %s: gone %t, after %v", name, fault, f.Gone, f.After)
+			}
+		}
+	}
+	if elsewhere.asked > 0 {
+		t.Errorf("redirects were followed %d times", elsewhere.asked)
 	}
 }

@@ -38,7 +38,7 @@ func New(address string) (*Sink, error) {
 		return nil, errors.New("the address cannot be read: want one such as gotify://host/token") // which may hold a secret
 	}
 	s := &Sink{scheme: u.Scheme, masked: strings.NewReplacer(secrets(address, u)...)}
-	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return errRedirect }}
+	client := &http.Client{Timeout: notify.SendTimeout, CheckRedirect: func(*http.Request, []*http.Request) error { return errRedirect }}
 	if s.router, err = shoutrrr.CreateSenderWithOptions(types.SenderOptions{HTTPClient: client, Timeout: notify.SendTimeout}, address); err != nil {
 		return nil, fmt.Errorf("%s: %s", s.scheme, s.masked.Replace(err.Error()))
 	}
