@@ -36,6 +36,7 @@ import (
 //	tamper INDEX                  change a byte of an entry in the stopped server's database
 //	tamper served                 change what every tag serves in its tables
 //	warned TEXT                   wait until /readyz has a warning with this text
+//	admin PATH FILE               GET a path of the admin address into a file
 //	tidemark args                 a client command against the server
 //	exits CODE args               the same, with the exit code it must have
 //
@@ -61,6 +62,7 @@ func TestStories(t *testing.T) {
 			"reload":   reloadCommand,
 			"tamper":   tamperCommand,
 			"warned":   warnedCommand,
+			"admin":    adminCommand,
 			"tidemark": func(ts *testscript.TestScript, neg bool, args []string) {
 				if err := ts.Exec(binary, args...); (err != nil) != neg {
 					ts.Fatalf("tidemark %s: %v", strings.Join(args, " "), err)
@@ -94,6 +96,21 @@ func upstreamCommand(ts *testscript.TestScript, _ bool, args []string) {
 	default:
 		ts.Fatalf("usage: upstream push REPO:TAG NAME [KIB], upstream delete REPO:TAG NAME, or upstream close")
 	}
+}
+
+func adminCommand(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: admin PATH FILE")
+	}
+	resp, err := http.Get(ts.Value("server").(*running).admin + args[0])
+	ts.Check(err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	ts.Check(err)
+	if resp.StatusCode != http.StatusOK {
+		ts.Fatalf("%s: %s %s", args[0], resp.Status, body)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), body, 0o644))
 }
 
 func serveCommand(ts *testscript.TestScript, _ bool, args []string) {

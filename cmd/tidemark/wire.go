@@ -185,6 +185,7 @@ func (s *server) wireLedger(ctx context.Context, key *audit.Key, upstreams map[s
 	s.ledger = audit.New(audit.Options{
 		Notify: s.notifier.Recipients,
 		Exposed: func(ctx context.Context, d digest.Digest) (audit.Exposed, error) {
+			s.exposures.Flush(ctx) // who had it a moment ago counts
 			list, err := s.store.Exposures(ctx, d)
 			return audit.CountExposed(list), err
 		},
