@@ -217,6 +217,10 @@ func TestTrustIsMissed(t *testing.T) {
 			old: func(m *mirror, d digest.Digest) { bundled(t, m, d, release, signed) }, new: func(m *mirror, d digest.Digest) { cosigned(t, m, d, other) },
 			signals: "[signer_changed]", event: audit.TrustChanged,
 		},
+		"signed by somebody with a name that is an attack": {
+			old:     func(m *mirror, d digest.Digest) { cosigned(t, m, d, certificate(t, strings.Repeat("x", 70_000)+"%1b")) },
+			signals: "[signature_lost]", event: audit.Downgraded,
+		},
 		"provenance and SBOM are gone": {oldAtt: []string{slsa, spdx}, signals: "[provenance_lost sbom_lost]", event: audit.Downgraded},
 		"only the SBOM is gone":        {oldAtt: []string{slsa, spdx}, newAtt: []string{slsa}, signals: "[sbom_lost]"},
 		"provenance by another way": {

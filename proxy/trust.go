@@ -11,6 +11,8 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -55,9 +57,30 @@ const (
 // answer; that upstream does not answer is an error.
 func (r repository) trust(ctx context.Context, dgst digest.Digest) (t audit.Trust, err error) {
 	err = errors.Join(r.attested(ctx, dgst, &t), r.referredTo(ctx, dgst, &t), r.tagged(ctx, dgst, &t))
+	for i, s := range t.Signers {
+		t.Signers[i] = plain(s)
+	}
 	slices.Sort(t.Signers)
 	t.Signers = slices.Compact(t.Signers)
 	return t, err
+}
+
+// signerMost bounds in bytes what is kept of a signer's name: certificates are upstream's,
+// and what they say becomes part of an entry.
+const signerMost = 200
+
+// plain is a name without what could not be shown.
+func plain(name string) string {
+	name = strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, name)
+	if len(name) > signerMost {
+		name = strings.ToValidUTF8(name[:signerMost], "") + "…"
+	}
+	return name
 }
 
 // attested looks at the attestations that BuildKit puts into an index.
@@ -176,7 +199,7 @@ func (r repository) tagged(ctx context.Context, dgst digest.Digest, t *audit.Tru
 	if err := errors.Join(r.readTag(ctx, tag+".sig", &signatures), r.readTag(ctx, tag+".att", &attestations), r.readTag(ctx, tag+".sbom", &sbom)); err != nil {
 		return err
 	}
-	for _, l := range signatures.Layers {
+	for _, l := range signatures.Layers[:min(len(signatures.Layers), looked)] {
 		signer := "key"
 		if block, _ := pem.Decode([]byte(l.Annotations[cosignCert])); block != nil {
 			signer = signerOf(block.Bytes)
