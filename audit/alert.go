@@ -39,12 +39,12 @@ func (e Event) Opens() bool {
 // Ends are the types of alerts about the ref that e ends.
 func (e Event) Ends() []Type {
 	switch {
-	case e.Type == Released:
-		return []Type{Held, Violation, Starved}
-	case e.Type == Rejected:
-		return []Type{Held, Starved}
+	case e.Type == Released && e.Policy.Effect == servingOld:
+		return []Type{Starved} // an earlier one is served: the head still waits
+	case e.Type == Released, e.Type == Rejected:
+		return []Type{Held, Violation, Downgraded, TrustChanged, Starved}
 	case e.Type == Restored:
-		return []Type{Held, Violation, Downgraded, TrustChanged, Deleted}
+		return []Type{Held, Violation, Downgraded, TrustChanged, Deleted, Starved}
 	case e.Type.Moves() && e.Type != FirstSeen && e.New != nil && e.Policy.Served == e.New.Digest:
 		return []Type{Held, Violation, Downgraded, TrustChanged, Starved}
 	case e.Type.Moves() && e.Type != FirstSeen:

@@ -65,6 +65,9 @@ type ConditionOptions struct {
 	Notify func(Event) []Recipient
 	Told   func()
 
+	// Open are the conditions that a process before left open.
+	Open []Condition
+
 	Now func() time.Time // the clock, nil for time.Now
 	Log zerolog.Logger
 }
@@ -93,7 +96,13 @@ func NewConditions(o ConditionOptions) *Conditions {
 	if o.Told == nil {
 		o.Told = func() {}
 	}
-	return &Conditions{o: o, failing: make(map[string]*failing), wake: make(chan struct{}, 1)}
+	c := &Conditions{o: o, failing: make(map[string]*failing), wake: make(chan struct{}, 1)}
+	for _, open := range o.Open {
+		if open.Until == nil {
+			c.failing[open.Upstream] = &failing{kind: open.Type, count: streak, since: open.Since, told: newID()}
+		}
+	}
+	return c
 }
 
 // Answered is told how a question about a tag ended.

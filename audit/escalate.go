@@ -15,7 +15,7 @@ import (
 // approves it, whatever the mode. Each has the signals that it is known by.
 var escalations = map[string][]string{
 	string(Downgraded): {signatureLost, provenanceLost}, string(TrustChanged): {signerChanged}, string(Burst): {"burst"}, string(Aliased): {"alias"},
-	"user_to_root": {"user_to_root"}, "entrypoint_changed": {"entrypoint_changed"}, "platform_removed": {"platform_removed"},
+	"user_to_root": {"user_to_root", notCompared}, "entrypoint_changed": {"entrypoint_changed", notCompared}, "platform_removed": {"platform_removed"},
 }
 
 // Escalates tells whether a reason for which something is held is that a rule was raised.
@@ -24,6 +24,10 @@ func Escalates(reason string) bool { return escalations[reason] != nil }
 // bypasses are the classes that can lower a rule for a digest: it is served although it
 // is new. What they are compared with must have been served.
 var bypasses = []string{string(ClassRepackaged), string(ClassAttestationOnly), string(ClassBaseRefresh)}
+
+// notCompared is the signal of an image whose configuration could not be had, although its
+// clients have the old one.
+const notCompared = "not_compared"
 
 // denied is why a digest of PolicyText.Denied is held.
 const denied = "denied"
@@ -53,31 +57,86 @@ func (c Candidate) missed() bool {
 	return c.Escalated == string(Downgraded) || c.Escalated == string(TrustChanged)
 }
 
-// weigh raises or lowers the rule for the new head by what the move to it looks like.
+// weigh raises or lowers the rule for the new head by how it differs from what is served.
+// What went wrong with the head before it does not make it any better: without knowing
+// how the new one differs from what is served, it is held as that was.
 func (t *turn) weigh(e *Event) {
 	c, ok := t.s.candidate(t.s.Head)
 	if !ok || e.Type == FirstSeen {
 		return
 	}
-	served := e.Old != nil && e.Old.Digest == t.s.Served
-	switch {
-	case t.p.allows(c.Digest):
-		c.Bypass, c.Escalated = "allowed", ""
-	case served && slices.Contains(t.rule.Bypass, string(e.Class)):
-		c.Bypass = string(e.Class)
+	signals, class := e.Signals, e.Class
+	if e.Old != nil && e.Old.Digest != t.s.Served {
+		if cmp := t.fromServed(); cmp != nil {
+			class = classify(cmp, false)
+			signals = slices.Clone(cmp.Signals)
+			if cmp.Trust != nil {
+				signals = append(signals, cmp.Trust.lost()...)
+			}
+			for _, s := range e.Signals {
+				if name := before(s, ":"); name == "burst" || name == "alias" {
+					signals = append(signals, s)
+				}
+			}
+		} else {
+			class = ClassUnknown
+			if was, ok := t.s.candidate(e.Old.Digest); ok && was.Escalated != "" && was.Escalated != denied && c.Escalated == "" {
+				c.Escalated = was.Escalated
+			}
+		}
 	}
-	if cmp := t.change(); cmp != nil && cmp.Trust != nil && len(cmp.Trust.lost()) == 0 && c.missed() {
+	if slices.Contains(t.rule.Bypass, string(class)) {
+		c.Bypass = string(class)
+	}
+	if cmp := t.fromServed(); cmp != nil && cmp.Trust != nil && len(cmp.Trust.lost()) == 0 && c.missed() {
 		c.Escalated = "" // it came since
 	}
-	for _, name := range t.rule.Escalate {
-		if c.Bypass == "allowed" {
-			break
+	if past, was := t.past(c.Digest); !was || e.Type != Reverted || past.Withdrawn != "" || past.Rejected || past.Escalated != "" {
+		// To go back to what nothing was wrong with is what a publisher does about the rest.
+		for _, name := range t.rule.Escalate {
+			c.raise(name, signals)
 		}
-		if slices.ContainsFunc(e.Signals, func(s string) bool { return slices.Contains(escalations[name], before(s, ":")) }) &&
-			!(name == "platform_removed" && slices.Contains(e.Signals, unconsumed)) {
+	}
+	t.s.setCandidate(c)
+}
+
+// fromServed is how the new head differs from what is served, nil if that is not known.
+func (t *turn) fromServed() *Comparison {
+	for _, c := range []*Comparison{t.seen.Served, t.seen.Change} {
+		if c != nil && c.Old == t.s.Served && c.New == t.s.Head {
+			return c
+		}
+	}
+	return nil
+}
+
+// raise has the candidate held by an escalation, if one of the signals is its. What is only
+// missed beside it may come: any other reason counts more.
+func (c *Candidate) raise(name string, signals []string) {
+	if c.Escalated != "" && !c.missed() || name == "platform_removed" && slices.Contains(signals, unconsumed) {
+		return
+	}
+	if slices.ContainsFunc(signals, func(s string) bool { return slices.Contains(escalations[name], before(s, ":")) }) {
+		other := Candidate{Escalated: name}
+		if c.Escalated == "" || !other.missed() {
 			c.Escalated = name
-			break
 		}
+	}
+}
+
+// allowed is why a digest of PolicyText.Allowed need not wait.
+const allowed = "allowed"
+
+// allow has the policy's list of digests that need not wait decide about the head, on it
+// or no longer.
+func (t *turn) allow() {
+	c, ok := t.s.candidate(t.s.Head)
+	if !ok || t.p.allows(c.Digest) == (c.Bypass == allowed) {
+		return
+	}
+	c.Bypass = ""
+	if t.p.allows(c.Digest) {
+		c.Bypass, c.Escalated = allowed, ""
 	}
 	t.s.setCandidate(c)
 }
@@ -125,10 +184,10 @@ func (t *turn) expel() {
 	}
 	waiting := slices.DeleteFunc(slices.Clone(t.s.Candidates), func(c Candidate) bool { return c.Digest == bad.Digest })
 	t.s.Candidates = append([]Candidate{bad}, waiting...)
-	t.s.Served, t.s.ServedMediaType, t.s.ServedSize, t.s.Hold = "", "", 0, nil
+	t.s.Served, t.s.ServedMediaType, t.s.ServedSize = "", "", 0
 	if t.r.Former != nil {
 		if c, ok := t.r.Former(func(d digest.Digest) bool {
-			return d == bad.Digest || t.p.Denies(d) || slices.ContainsFunc(waiting, func(w Candidate) bool { return w.Digest == d })
+			return d == bad.Digest || d == t.s.Head || t.p.Denies(d) || slices.ContainsFunc(waiting, func(w Candidate) bool { return w.Digest == d })
 		}); ok {
 			t.s.Served, t.s.ServedMediaType, t.s.ServedSize = c.Digest, c.MediaType, c.Size
 		}

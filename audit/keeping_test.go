@@ -130,6 +130,29 @@ func TestConditions(t *testing.T) {
 	})
 }
 
+// A trouble that a process before left open is told as over when it is, and not told again
+// while it lasts.
+func TestConditionsOverARestart(t *testing.T) {
+	var told []string
+	notify := func(e audit.Event) []audit.Recipient {
+		told = append(told, string(e.Type))
+		return nil
+	}
+	store := openStore(t, t.TempDir())
+	open := []audit.Condition{{Upstream: "docker.io", Type: audit.Degraded, Since: noon}, {Upstream: "ghcr.io", Type: audit.Degraded, Since: noon, Until: &noon}}
+	c := audit.NewConditions(audit.ConditionOptions{Store: store, Notify: notify, Open: open, Log: quiet})
+	for range 4 {
+		c.Answered("docker.io", trouble(audit.Degraded))
+	}
+	if len(c.Now()) != 1 || len(told) != 0 {
+		t.Errorf("it lasts: %v, told %v", c.Now(), told)
+	}
+	c.Answered("docker.io", nil)
+	if len(c.Now()) != 0 || len(told) != 1 || told[0] != audit.Recovered {
+		t.Errorf("it is over: %v, told %v", c.Now(), told)
+	}
+}
+
 // A flakyConditions is a store whose writes fail, or are done and reported as
 // failed.
 type flakyConditions struct {

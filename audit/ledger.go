@@ -54,8 +54,9 @@ type Options struct {
 	Policy *Policy // nil observes
 
 	// Compare finds out what changed between two digests of a ref, as far as it
-	// can be told soon. Nil tells nothing.
-	Compare func(ctx context.Context, ref Ref, old, new digest.Digest) *Comparison
+	// can be told soon. had is what stood beside the old one, nil if that is to be found
+	// out, too. Nil tells nothing.
+	Compare func(ctx context.Context, ref Ref, old, new digest.Digest, had *Trust) *Comparison
 
 	// TTL is how long an answer of upstream is good. 0 asks at every pull, once
 	// for all who wait at the same time.
@@ -94,7 +95,7 @@ type Ledger struct {
 	store      Store
 	memory     Memory
 	policy     atomic.Pointer[Policy]
-	compare    func(context.Context, Ref, digest.Digest, digest.Digest) *Comparison
+	compare    func(context.Context, Ref, digest.Digest, digest.Digest, *Trust) *Comparison
 	ttl        time.Duration
 	background bool
 	askTimeout time.Duration
@@ -152,7 +153,7 @@ func New(o Options) *Ledger {
 	}
 	l.policy.Store(o.Policy)
 	if l.compare == nil {
-		l.compare = func(context.Context, Ref, digest.Digest, digest.Digest) *Comparison { return nil }
+		l.compare = func(context.Context, Ref, digest.Digest, digest.Digest, *Trust) *Comparison { return nil }
 	}
 	if l.answered == nil {
 		l.answered = func(Ref, error) {}
@@ -472,8 +473,13 @@ func (l *Ledger) askAbout(ctx context.Context, ref Ref, s State, epoch uint64, a
 		if len(events) == 0 && unchanged(s, next) {
 			return l.confirmedly(ref, next, epoch, policy, now, seen.Absent), nil
 		}
-	} else if s.Known() && seen.Change == nil {
-		seen.Change = l.compare(ctx, ref, s.Head, seen.Digest)
+	} else if s.Known() {
+		if seen.Change == nil {
+			seen.Change = l.compare(ctx, ref, s.Head, seen.Digest, s.Trust)
+		}
+		if seen.Served == nil && s.Served != "" && s.Served != s.Head && s.Served != seen.Digest {
+			seen.Served = l.compare(ctx, ref, s.Served, seen.Digest, nil)
+		}
 	}
 	next, policy, err := l.advance(ctx, ref, s, func(p *Policy, r Record) (State, []Event, error) {
 		s, events := p.Next(ref, r, seen, now)

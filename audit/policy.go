@@ -37,6 +37,7 @@ func (p *Policy) Next(ref Ref, r Record, seen Observation, now time.Time) (State
 		t.confirm()
 	}
 	t.expel()
+	t.allow()
 	t.serve(t.s.Head != before.Head || !before.Deleted.IsZero())
 	return t.end()
 }
@@ -411,8 +412,12 @@ func (t *turn) give(c Candidate) {
 
 func (t *turn) release(was *Content, c Candidate, reason string, op *Operator) {
 	since := c.Since
+	effect := servingNew
+	if c.Digest != t.s.Head {
+		effect = servingOld // an earlier one; the head still waits
+	}
 	t.event(Event{
-		Type: Released, Reason: reason, Operator: op, Policy: Effect{Effect: servingNew},
+		Type: Released, Reason: reason, Operator: op, Policy: Effect{Effect: effect},
 		Old: was, New: &Content{Digest: c.Digest, MediaType: c.MediaType, Size: c.Size, FirstSeen: &since},
 	})
 }
@@ -470,7 +475,7 @@ func (t *turn) choose() (c Candidate, reason string, ok bool) {
 		return head, "rule", !head.barred()
 	case r.Mode != Cooldown && r.Mode != HoldMode || t.behind || s.flapping():
 		return Candidate{}, "", false
-	case head.Bypass != "" && head.Withdrawn == "" && !head.barred():
+	case (head.Bypass == allowed || slices.Contains(r.Bypass, head.Bypass)) && head.Withdrawn == "" && !head.barred():
 		return head, head.Bypass, true
 	case r.Mode != Cooldown:
 		return Candidate{}, "", false

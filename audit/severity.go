@@ -54,7 +54,7 @@ var byClass = map[Class]Severity{
 var bySignal = map[string]Severity{
 	"cmd_changed": Notice, "ports_changed": Notice, "volume_added": Notice, "no_shared_layers": Notice,
 	"revision_missing": Notice, "created_epoch": Notice, "created_regressed": Notice,
-	"never_moved_before": Notice, "created_future": Notice, "cadence_z": Notice, "size_delta_pct": Notice,
+	"never_moved_before": Notice, "created_future": Notice, "not_compared": Notice, "cadence_z": Notice, "size_delta_pct": Notice,
 	"full_version_tag": Warning, "entrypoint_changed": Warning, "platform_removed": Warning, "source_changed": Warning,
 	"user_to_root": High, "env_added": High, "alias": High,
 	"burst": Critical,

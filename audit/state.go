@@ -39,6 +39,11 @@ type State struct {
 
 	Profile string `json:"profile,omitempty"` // how upstream was asked when it said Head
 
+	// Trust is what stood beside the head when that was looked at last, nil if it was not
+	// since it is the head. Looked tells that it was, after the time in which it may come.
+	Trust  *Trust `json:"trust,omitempty"`
+	Looked bool   `json:"looked,omitempty"`
+
 	// Doubt is that something stood beside the digest before that does not stand beside
 	// the head, until it does or was told.
 	Doubt *Doubt `json:"doubt,omitempty"`
@@ -176,6 +181,10 @@ type Observation struct {
 	// Trust is what stands beside the digest, nil when that was not looked at.
 	Trust *Trust
 
+	// Served is what is different from the digest that is served, when that is not the
+	// head: what a rule is raised or lowered by.
+	Served *Comparison
+
 	// Change is what is different from the head that was known, nil when that
 	// could not be found out.
 	Change *Comparison
@@ -209,8 +218,9 @@ type Record struct {
 	// is "" at a first sight; nil when that is not known.
 	Neighbours func(old, new digest.Digest, now time.Time) Neighbourhood
 
-	// Former returns the newest digest that the ref meant and that is not to be skipped;
-	// nil when that is not known.
+	// Former returns the newest digest that was served for the ref, that is not to be
+	// skipped, and that nobody rejected, upstream did not take back and no rule was raised
+	// for; nil when that is not known.
 	Former func(skip func(digest.Digest) bool) (Content, bool)
 
 	// Burst tells whether a burst that the ref was part of was told within a time; nil

@@ -75,55 +75,65 @@ type Doubt struct {
 // first, and signed then.
 const trustGrace = 10 * time.Minute
 
-// TrustDue is when what is missed beside the head is looked for once more, zero for never.
+// TrustDue is when what stands beside the head is to be looked at, zero for never: once
+// after each move, when what belongs to it should have come.
 func (s State) TrustDue() time.Time {
-	if s.Doubt == nil {
-		return time.Time{}
+	switch {
+	case s.Doubt != nil:
+		return s.Doubt.Since.Add(trustGrace)
+	case s.Move != nil && !s.Looked:
+		return s.Move.At.Add(trustGrace)
 	}
-	return s.Doubt.Since.Add(trustGrace)
+	return time.Time{}
 }
 
 // trustDue tells that what stands beside the head is to be looked at now.
 func (s State) trustDue(now time.Time) bool {
-	return s.Doubt != nil && s.Deleted.IsZero() && !now.Before(s.TrustDue())
+	due := s.TrustDue()
+	return !due.IsZero() && s.Deleted.IsZero() && !now.Before(due)
 }
 
 // distrust adds to a move what is missed since, and keeps it until it is told or found.
-// What was missed before, and not told yet, still is.
+// What was missed before, and not told yet, still is; and what stood beside the head, as
+// far as that was seen in its time, is missed until it is known that it is not.
 func (t *turn) distrust(e *Event, c *Comparison) {
-	before := t.s.Doubt
-	t.s.Doubt = nil
+	doubt, had := t.s.Doubt, t.s.Trust
+	t.s.Doubt, t.s.Trust, t.s.Looked = nil, nil, false
 	var change TrustChange
 	switch {
 	case c != nil && c.Trust != nil:
 		change = *c.Trust
-		if before != nil {
-			change.Old = before.Had
+		e.Signals = change.lost()
+	case had != nil:
+		change.Old = *had
+	}
+	if doubt != nil {
+		change.Old = doubt.Had
+		if c != nil && c.Trust != nil {
+			e.Signals = change.lost()
 		}
-	case before != nil:
-		change.Old = before.Had // of the new one nothing is known yet
-	default:
-		return
 	}
-	lost := change.lost()
-	if c != nil && c.Trust != nil {
-		e.Signals = lost
-	}
-	if slices.ContainsFunc(lost, func(s string) bool { return s != sbomLost }) {
+	if slices.ContainsFunc(change.lost(), isDoubt) {
 		t.s.Doubt = &Doubt{t.now, change.Old}
 	}
 }
 
-// look tells what is missed beside the head after its time, once.
+// isDoubt tells the signals that are worth more than a word.
+func isDoubt(signal string) bool { return signal != sbomLost }
+
+// look notes what stands beside the head after its time, and tells what is missed, once.
 func (t *turn) look() {
 	if t.seen.Trust == nil || !t.s.trustDue(t.now) {
 		return
 	}
-	had := t.s.Doubt.Had
-	t.s.Doubt = nil
-	change := TrustChange{had, *t.seen.Trust}
+	doubt := t.s.Doubt
+	t.s.Trust, t.s.Looked, t.s.Doubt = t.seen.Trust, true, nil
+	if doubt == nil {
+		return
+	}
+	change := TrustChange{doubt.Had, *t.seen.Trust}
 	lost := change.lost()
-	if !slices.ContainsFunc(lost, func(s string) bool { return s != sbomLost }) {
+	if !slices.ContainsFunc(lost, isDoubt) {
 		t.found()
 		return
 	}

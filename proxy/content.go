@@ -125,7 +125,7 @@ const compareTime = 5 * time.Second
 // Compare explains a move from old to new, which is here, as far as can be told
 // soon: from what is here, and of the new image what clients who had the old one
 // will ask for next anyway. The diff is stored as content.
-func (c *Contents) Compare(ctx context.Context, ref audit.Ref, old, new digest.Digest) *audit.Comparison {
+func (c *Contents) Compare(ctx context.Context, ref audit.Ref, old, new digest.Digest, had *audit.Trust) *audit.Comparison {
 	repo, err := c.repository(ref)
 	if err != nil {
 		return nil
@@ -134,15 +134,15 @@ func (c *Contents) Compare(ctx context.Context, ref audit.Ref, old, new digest.D
 	defer cancel()
 	var wg sync.WaitGroup
 	var trust *audit.TrustChange
-	wg.Go(func() { trust = repo.trustChange(ctx, old, new) })
+	wg.Go(func() { trust = repo.trustChange(ctx, old, new, had) })
 	defer wg.Wait()
-	d, err := repo.diff(ctx, old, new, false)
-	if err != nil {
+	cmp := repo.comparison(ctx, old, new, c.base)
+	wg.Wait()
+	if cmp == nil && trust != nil {
+		cmp = &audit.Comparison{Old: old, New: new}
+	} else if cmp == nil {
 		return nil
 	}
-	cmp := repo.comparison(ctx, old, new, d)
-	cmp.Base = c.base(ctx, d)
-	wg.Wait()
 	cmp.Trust = trust
 	return cmp
 }
@@ -152,16 +152,22 @@ func (c *Contents) Compare(ctx context.Context, ref audit.Ref, old, new digest.D
 func (r repository) compare(ctx context.Context, old, new digest.Digest) *audit.Comparison {
 	ctx, cancel := context.WithTimeout(ctx, compareTime)
 	defer cancel()
-	d, err := r.diff(ctx, old, new, false)
+	return r.comparison(ctx, old, new, func(context.Context, *diff.Diff) audit.Ref { return audit.Ref{} })
+}
+
+// comparison is what a diff means for the ledger, nil if the two cannot be compared. The
+// diff is stored as content.
+func (r repository) comparison(ctx context.Context, old, new digest.Digest, base func(context.Context, *diff.Diff) audit.Ref) *audit.Comparison {
+	rd := r.reader(ctx, old, new, false)
+	d, err := diff.Between(old, new, rd.read)
 	if err != nil {
 		return nil
 	}
-	return r.comparison(ctx, old, new, d)
-}
-
-// comparison is what d means for the ledger. The diff is stored as content.
-func (r repository) comparison(ctx context.Context, old, new digest.Digest, d *diff.Diff) *audit.Comparison {
+	if rd.failed {
+		d.Signals = append(d.Signals, "not_compared")
+	}
 	cmp := &audit.Comparison{Old: old, New: new, Class: audit.Class(d.Class), Signals: d.Signals, Created: d.Created()}
+	cmp.Base = base(ctx, d)
 	cmp.OldVersion, cmp.NewVersion = d.Says(ocispec.AnnotationVersion)
 	if s := r.consumes(ctx, old, d); s != "" {
 		cmp.Signals = append(slices.Clone(d.Signals), s)
@@ -191,9 +197,13 @@ func (c *Contents) Diff(ctx context.Context, ref audit.Ref, old, new digest.Dige
 }
 
 func (r repository) diff(ctx context.Context, old, new digest.Digest, ask bool) (*diff.Diff, error) {
+	return diff.Between(old, new, r.reader(ctx, old, new, ask).read)
+}
+
+func (r repository) reader(ctx context.Context, old, new digest.Digest, ask bool) *reader {
 	rd := &reader{ctx: ctx, repo: r, cache: r.cache, passing: ask, sources: make(map[digest.Digest]cache.Source)}
 	rd.expect(old, new, ask)
-	return diff.Between(old, new, rd.read)
+	return rd
 }
 
 // A reader reads what a comparison is about. It asks upstream only for what it
@@ -204,6 +214,7 @@ type reader struct {
 	cache   *cache.Cache
 	passing bool // nothing that is read is kept
 	sources map[digest.Digest]cache.Source
+	failed  bool // something that was expected could not be had
 }
 
 // expect finds out what may be asked for: the new images of the platforms whose
@@ -215,13 +226,13 @@ func (r *reader) expect(old, new digest.Digest, everything bool) {
 	consumed := make(map[string]bool)
 	for _, o := range r.children(old) {
 		_, here := r.cache.Stat(o.Digest)
-		consumed[o.Platform] = here
+		consumed[diff.Canonical(o.Platform)] = here
 		if everything {
 			r.sources[o.Digest] = r.repo.manifest(o.Digest)
 		}
 	}
 	for _, n := range r.children(new) {
-		if n.Platform != "" && (everything || consumed[n.Platform]) {
+		if n.Platform != "" && (everything || consumed[diff.Canonical(n.Platform)]) {
 			r.sources[n.Digest] = r.repo.manifest(n.Digest)
 		}
 	}
@@ -261,6 +272,7 @@ func (r *reader) read(dgst digest.Digest) ([]byte, error) {
 		r.repo.upstream.Forget(r.repo.Repository, dgst.String()) // it may be on its way, and a client asks for it next
 	}
 	if err != nil || src == nil {
+		r.failed = r.failed || err != nil
 		return body, err
 	}
 	if d, err := oci.Describe(body); err == nil && !d.Index && len(d.Refers) > 0 {

@@ -33,7 +33,7 @@ func (r repository) consumes(ctx context.Context, old digest.Digest, d *diff.Dif
 		}
 		some = true
 		changed := slices.ContainsFunc(d.Changed, func(p diff.PlatformDiff) bool { return p.Old == o.Digest })
-		if changed || slices.Contains(d.Platforms.Removed, o.Platform) {
+		if changed || slices.Contains(d.Platforms.Removed, diff.Canonical(o.Platform)) {
 			return consumedChanged
 		}
 	}
@@ -84,7 +84,7 @@ func (r repository) under(ctx context.Context, dgst digest.Digest, d *diff.Diff)
 	for _, p := range d.Changed {
 		image := dgst
 		if platforms != nil {
-			i := slices.IndexFunc(platforms, func(o oci.Descriptor) bool { return o.Platform == p.Platform })
+			i := slices.IndexFunc(platforms, func(o oci.Descriptor) bool { return diff.Canonical(o.Platform) == p.Platform })
 			if i < 0 {
 				return false
 			}

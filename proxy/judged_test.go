@@ -264,3 +264,40 @@ func TestTrustIsMissed(t *testing.T) {
 		})
 	}
 }
+
+// An image whose configuration cannot be had, although its clients have the old one, is
+// told as such: somebody may have seen to it.
+func TestWhatCannotBeComparedIsTold(t *testing.T) {
+	m := newMirror(t, settings{policy: policy(t, audit.RuleText{Match: "**", Mode: audit.Alert, Escalate: []string{"user_to_root"}})})
+	old, next := upstreamtest.NewImage("base", "old"), upstreamtest.NewImage("base", "new")
+	m.hub.Push("library/app", "1", old)
+	m.pull("app", "1", old)
+	m.hub.Push("library/app", "1", next)
+	m.hub.Break(upstreamtest.Fault{Name: upstreamtest.Status, At: 404, Path: "/blobs/" + next.Config.Digest.String()})
+	m.pull("app", "1", old)
+	events := audittest.Check(t, m.store)
+	if e := events[1]; fmt.Sprint(e.Signals) != "[not_compared]" || events[2].Type != audit.Held || events[2].Reason != "user_to_root" {
+		t.Errorf("%s %v, %s", e.Type, e.Signals, types(events))
+	}
+}
+
+// The second push after one that is held is compared with what is served.
+func TestMovesAreComparedWithWhatIsServed(t *testing.T) {
+	m := newMirror(t, settings{policy: policy(t, audit.RuleText{Match: "**", Mode: audit.Alert, Escalate: []string{"trust.downgraded"}})})
+	put := func(layer string, signed bool) upstreamtest.Image {
+		img := upstreamtest.NewImage("base", layer)
+		m.hub.Push("library/app", "1", img)
+		if signed {
+			cosigned(t, m, img.Manifest.Digest, certificate(t, "release.yml"))
+		}
+		return img
+	}
+	good := put("good", true)
+	m.pull("app", "1", good)
+	for _, layer := range []string{"evil", "evil again"} {
+		put(layer, false)
+		m.pull("app", "1", good)
+	}
+	fixed := put("fixed", true)
+	m.pull("app", "1", fixed)
+}

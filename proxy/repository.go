@@ -63,6 +63,9 @@ func (r repository) ask(tag, trigger string) audit.Ask {
 		seen.Evidence.Trigger = trigger
 		if moved := err == nil && q.Known.Known() && seen.Absent == nil && seen.Digest != q.Known.Head; moved && r.upstream.Caller() != "" {
 			seen.Change = r.compare(ctx, q.Known.Head, seen.Digest) // what the client may see, the ledger may not
+			if s := q.Known.Served; s != "" && s != q.Known.Head && s != seen.Digest {
+				seen.Served = r.compare(ctx, s, seen.Digest)
+			}
 		}
 		if q.Trust && err == nil && seen.Digest == q.Known.Head && r.upstream.Caller() == "" { // by a client's rights less may be there
 			ctx, cancel := context.WithTimeout(ctx, compareTime)

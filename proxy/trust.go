@@ -27,12 +27,20 @@ import (
 // judged by what was there before and is there no more (AUDIT.md, A5).
 
 // trustChange compares what stands beside two digests, nil if nothing stood beside the
-// old one, or it cannot be told.
-func (r repository) trustChange(ctx context.Context, old, new digest.Digest) *audit.TrustChange {
-	had, err := r.trust(ctx, old)
-	if err != nil || had.None() {
+// old one, or it cannot be told. known is what stood beside the old one in its time, nil if
+// nobody looked: who has the publisher's rights can take it away before the move.
+func (r repository) trustChange(ctx context.Context, old, new digest.Digest, known *audit.Trust) *audit.TrustChange {
+	if known == nil {
+		had, err := r.trust(ctx, old)
+		if err != nil {
+			return nil
+		}
+		known = &had
+	}
+	if known.None() {
 		return nil
 	}
+	had := *known
 	has, err := r.trust(ctx, new)
 	if err != nil {
 		return nil

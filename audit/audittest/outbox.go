@@ -114,7 +114,7 @@ func flaps(t *testing.T, open func() Store) {
 	now := time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
 	a := Ref("a")
 	tell(t, s, a, "one", now, now)
-	tell(t, s, a, "two", now.Add(time.Minute), now, "ops", "log") // 1
+	tell(t, s, a, "two", now.Add(time.Minute), now.Add(16*time.Minute), "ops", "log") // 1
 	if err := s.Seal(ctx, "log", "m", []int64{1}); err != nil {
 		t.Fatal(err)
 	}
@@ -127,6 +127,11 @@ func flaps(t *testing.T, open func() Store) {
 	tell(t, s, a, "two", now.Add(2*time.Hour), now, "ops") // 3
 	tell(t, s, a, "one", now.Add(4*time.Hour), now, "ops") // 4
 	wantDue(t, s, "hours apart", "ops", now.Add(4*time.Hour), 3, 4)
+	b := Ref("b")
+	tell(t, s, b, "one", now, now)
+	tell(t, s, b, "two", now.Add(time.Minute), now.Add(time.Minute), "late")      // 6
+	tell(t, s, b, "one", now.Add(5*time.Minute), now.Add(20*time.Minute), "late") // 7
+	wantDue(t, s, "what should have been told by then is told", "late", now.Add(time.Hour), 6, 7)
 }
 
 // cadence: what the watcher asks a store.
@@ -229,6 +234,12 @@ func alerts(t *testing.T, open func() Store) {
 	if letters, err = s.Due(ctx, "ops", now, 10); err != nil || len(letters) != 1 || letters[0].Index != 3 || letters[0].Reminder != 1 {
 		t.Errorf("reminded of %+v, %v", letters, err)
 	}
+	if err := errors.Join(s.Seal(ctx, "ops", "r", []int64{3}), s.Settle(ctx, audit.Delivery{Sink: "ops", Batch: "r", Dead: true, Error: "never"}), s.Remind(ctx, "ops", []int64{3}, now)); err != nil {
+		t.Fatal(err)
+	}
+	if letters, err = s.Due(ctx, "ops", now, 10); err != nil || len(letters) != 1 || letters[0].Reminder != 2 || letters[0].Batch != "" {
+		t.Errorf("reminded after a dead letter: %+v, %v", letters, err)
+	}
 	if letters, err = s.Unheeded(ctx, "ops", now.Add(time.Hour)); err != nil || len(letters) != 1 || letters[0].Index != 5 {
 		t.Errorf("unheeded, and not to be told of: %+v, %v", letters, err)
 	}
@@ -271,7 +282,7 @@ func notices(t *testing.T, open func() Store) {
 	now := time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
 	began := audit.Event{
 		ID: uuid.New(), Type: audit.Degraded, Time: now, Condition: &audit.Condition{Upstream: "docker.io", Type: audit.Degraded, Since: now},
-		Recipients: []audit.Recipient{{Sink: "ops", At: now}, {Sink: "log", At: now}},
+		Recipients: []audit.Recipient{{Sink: "ops", At: now.Add(15 * time.Minute)}, {Sink: "log", At: now}},
 	}
 	put := func(c audit.Condition, e audit.Event) {
 		t.Helper()
@@ -281,7 +292,7 @@ func notices(t *testing.T, open func() Store) {
 	}
 	put(*began.Condition, began)
 	put(*began.Condition, began) // the first time was not known to have succeeded
-	letters, err := s.Due(ctx, "ops", now, 10)
+	letters, err := s.Due(ctx, "ops", now.Add(time.Hour), 10)
 	if err != nil || len(letters) != 1 || letters[0].Index >= 0 {
 		t.Fatalf("that it began: %+v, %v", letters, err)
 	}
@@ -293,13 +304,13 @@ func notices(t *testing.T, open func() Store) {
 	}
 	until := now.Add(time.Minute)
 	ended := began
-	ended.ID, ended.Type, ended.Flapped = uuid.New(), audit.Recovered, began.ID
+	ended.ID, ended.Type, ended.Time, ended.Flapped = uuid.New(), audit.Recovered, until, began.ID
 	put(audit.Condition{Upstream: "docker.io", Type: audit.Degraded, Since: now, Until: &until}, ended)
 	put(audit.Condition{Upstream: "docker.io", Type: audit.Degraded, Since: now, Until: &until}, ended)
-	if got := due(t, s, "ops", until); len(got) != 0 {
+	if got := due(t, s, "ops", until.Add(time.Hour)); len(got) != 0 {
 		t.Errorf("nobody was told that it began, and is to be told of %v", got)
 	}
-	if got := due(t, s, "log", until); len(got) != 1 {
+	if got := due(t, s, "log", until.Add(time.Hour)); len(got) != 1 {
 		t.Errorf("who was told that it began is to be told of %v", got)
 	}
 	if n := len(Check(t, s)); n != 0 {

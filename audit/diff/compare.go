@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -96,10 +97,57 @@ func platformName(p *ocispec.Platform) string {
 	if p.Variant != "" {
 		name += "/" + p.Variant
 	}
+	name = Canonical(name)
 	if p.OSVersion != "" {
 		name += ":" + p.OSVersion
 	}
 	return name
+}
+
+// Canonical is the name of a platform, os/arch[/variant], as clients understand it: they
+// take several spellings for the same, and the first image that has one of them
+// (containerd/platforms, Normalize).
+func Canonical(name string) string {
+	parts := strings.SplitN(strings.ToLower(name), "/", 3)
+	if len(parts) < 2 {
+		return name
+	}
+	variant := ""
+	if len(parts) == 3 {
+		variant = parts[2]
+	}
+	if parts[0] == "macos" {
+		parts[0] = "darwin"
+	}
+	switch parts[1] {
+	case "i386":
+		parts[1], variant = "386", ""
+	case "x86_64", "x86-64", "amd64":
+		parts[1] = "amd64"
+		if variant == "v1" {
+			variant = ""
+		}
+	case "aarch64", "arm64":
+		parts[1] = "arm64"
+		switch variant {
+		case "8", "v8", "v8.0":
+			variant = ""
+		case "9", "9.0", "v9.0":
+			variant = "v9"
+		}
+	case "armhf":
+		parts[1], variant = "arm", "v7"
+	case "armel":
+		parts[1], variant = "arm", "v6"
+	case "arm":
+		switch variant {
+		case "", "7":
+			variant = "v7"
+		case "5", "6", "8":
+			variant = "v" + variant
+		}
+	}
+	return strings.TrimSuffix(parts[0]+"/"+parts[1]+"/"+variant, "/")
 }
 
 // platformsMost bounds the platforms that are looked into. Real indexes have a

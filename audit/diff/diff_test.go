@@ -97,6 +97,12 @@ func attestation(of ocispec.Descriptor, name string) ocispec.Descriptor {
 	}
 }
 
+// named is an image under a platform that it may not be for.
+func named(d ocispec.Descriptor, arch, variant string) ocispec.Descriptor {
+	d.Platform = &ocispec.Platform{OS: "linux", Architecture: arch, Variant: variant}
+	return d
+}
+
 func labels(kv ...string) func(*ocispec.Image) {
 	return func(c *ocispec.Image) {
 		c.Config.Labels = make(map[string]string)
@@ -135,6 +141,7 @@ func TestClasses(t *testing.T) {
 		{"a manifest becomes an index of others", amd.Digest, r.index(amd2, arm), "", "became_index"},
 		{"the same source, another base", built.Digest, rebuilt.Digest, diff.Rebuild, ""},
 		{"another source", built.Digest, next.Digest, "", ""},
+		{"the same platform by another name before it", r.index(arm), r.index(named(amd2, "arm64", "v8"), arm), "", "no_shared_layers"},
 		{"one platform changed, one added", r.index(amd), r.index(amd2, arm), "", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -379,4 +386,18 @@ func FuzzBetween(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Spellings that clients take for the same platform are one.
+func TestPlatformsAsClientsUnderstandThem(t *testing.T) {
+	for name, want := range map[string]string{
+		"linux/arm64/v8": "linux/arm64", "linux/aarch64": "linux/arm64", "linux/arm64": "linux/arm64", "linux/arm64/v9": "linux/arm64/v9",
+		"linux/x86_64": "linux/amd64", "linux/amd64/v1": "linux/amd64", "linux/amd64/v3": "linux/amd64/v3", "Linux/AMD64": "linux/amd64",
+		"linux/arm": "linux/arm/v7", "linux/armhf": "linux/arm/v7", "linux/arm/6": "linux/arm/v6", "linux/i386": "linux/386", "macos/arm64": "darwin/arm64",
+		"windows/amd64": "windows/amd64", "": "", "wasm": "wasm",
+	} {
+		if got := diff.Canonical(name); got != want {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
+	}
 }

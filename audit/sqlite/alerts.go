@@ -110,7 +110,7 @@ func (s *Store) Unheeded(ctx context.Context, sink string, before time.Time) ([]
 	rows, err := s.read.QueryContext(ctx, `SELECT a.leaf_idx, l.body, r.upstream, r.repository, r.tag
 		FROM alert a JOIN log_leaf l ON l.idx = a.leaf_idx JOIN ref r ON r.id = a.ref_id LEFT JOIN reminded m ON m.sink = ?1 AND m.leaf_idx = a.leaf_idx
 		WHERE a.resolved IS NULL AND a.acknowledged IS NULL AND coalesce(m.at, a.opened) <= ?2
-			AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.sink = ?1 AND o.leaf_idx = a.leaf_idx)
+			AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.sink = ?1 AND o.leaf_idx = a.leaf_idx AND o.dead = 0)
 		ORDER BY a.leaf_idx`, sink, millis(before))
 	if err != nil {
 		return nil, err
@@ -137,7 +137,7 @@ func (s *Store) Remind(ctx context.Context, sink string, indexes []int64, now ti
 				return err
 			}
 			if _, err := tx.ExecContext(ctx, `INSERT INTO outbox (sink, leaf_idx, ref_id, next_at, reminder) SELECT ?, leaf_idx, ref_id, ?, ? FROM alert WHERE leaf_idx = ? AND resolved IS NULL
-				ON CONFLICT (sink, leaf_idx) DO NOTHING`, sink, millis(now), times, i); err != nil {
+				ON CONFLICT (sink, leaf_idx) DO UPDATE SET dead = 0, batch = NULL, attempts = 0, next_at = excluded.next_at, reminder = excluded.reminder WHERE dead = 1`, sink, millis(now), times, i); err != nil {
 				return err
 			}
 		}

@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"slices"
@@ -138,22 +139,49 @@ func customs(ctx context.Context, q querier, ref audit.Ref, now time.Time, n *au
 	return err
 }
 
-// former returns the newest digest that a ref meant and that is not to be skipped.
+// former returns the newest digest that was served for a ref, that is not to be skipped,
+// and that nothing speaks against. That it was served is what the entries say.
 func former(ctx context.Context, q querier, id int64, skip func(digest.Digest) bool) (c audit.Content, ok bool, err error) {
-	rows, err := q.QueryContext(ctx, "SELECT digest, media_type, size FROM tag_interval WHERE ref_id = ? ORDER BY leaf_idx DESC", id)
+	rows, err := q.QueryContext(ctx, "SELECT body FROM log_leaf WHERE ref_id = ? ORDER BY idx DESC", id)
 	if err != nil {
 		return c, false, err
 	}
+	served, err := servedBy(rows)
+	if err != nil {
+		return c, false, err
+	}
+	for _, d := range served {
+		if skip(d) {
+			continue
+		}
+		err := q.QueryRowContext(ctx, `SELECT i.digest, i.media_type, i.size FROM tag_interval i LEFT JOIN tag_verdict v ON v.ref_id = i.ref_id AND v.digest = i.digest
+			WHERE i.ref_id = ? AND i.digest = ? AND coalesce(v.rejected, 0) = 0 AND coalesce(v.withdrawn, '') = '' AND coalesce(v.escalated, '') = ''
+			ORDER BY i.leaf_idx DESC LIMIT 1`, id, d).Scan(&c.Digest, &c.MediaType, &c.Size)
+		if errors.Is(err, sql.ErrNoRows) {
+			continue
+		}
+		return c, err == nil, err
+	}
+	return audit.Content{}, false, nil
+}
+
+// servedBy are the digests that entries say were served, in their order, each once.
+func servedBy(rows *sql.Rows) (out []digest.Digest, err error) {
 	defer rows.Close()
 	for rows.Next() {
-		if err := rows.Scan(&c.Digest, &c.MediaType, &c.Size); err != nil {
-			return c, false, err
+		var leaf []byte
+		if err := rows.Scan(&leaf); err != nil {
+			return nil, err
 		}
-		if !skip(c.Digest) {
-			return c, true, nil
+		e, err := audit.ParseLeaf(leaf)
+		if err != nil {
+			return nil, err
+		}
+		if d := e.Policy.Served; d != "" && !slices.Contains(out, d) {
+			out = append(out, d)
 		}
 	}
-	return audit.Content{}, false, rows.Err()
+	return out, rows.Err()
 }
 
 // burstOf tells whether a burst that a ref was part of was told within a time.

@@ -11,12 +11,13 @@ import (
 )
 
 // putRecipients enters who is to be told of an event, in its own transaction. Who was not
-// told yet of what it takes back is told of neither.
+// to be told yet of what it takes back is told of neither: what should have been told by
+// now, and could not, still is.
 func putRecipients(ctx context.Context, tx *sql.Tx, refID, index int64, e audit.Event) error {
 	for _, n := range e.Recipients {
 		if e.Flapped != uuid.Nil {
-			res, err := tx.ExecContext(ctx, `DELETE FROM outbox WHERE sink = ?1 AND batch IS NULL AND dead = 0 AND reminder = 0
-				AND (ref_id = ?2 AND leaf_idx >= (SELECT idx FROM log_leaf WHERE event_id = ?3) OR leaf_idx = (SELECT idx FROM notice WHERE event_id = ?3))`, n.Sink, refID, e.Flapped.String())
+			res, err := tx.ExecContext(ctx, `DELETE FROM outbox WHERE sink = ?1 AND batch IS NULL AND dead = 0 AND reminder = 0 AND next_at > ?4
+				AND (ref_id = ?2 AND leaf_idx >= (SELECT idx FROM log_leaf WHERE event_id = ?3) OR leaf_idx = (SELECT idx FROM notice WHERE event_id = ?3))`, n.Sink, refID, e.Flapped.String(), millis(e.Time))
 			if err != nil {
 				return err
 			}

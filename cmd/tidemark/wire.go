@@ -181,7 +181,11 @@ func (s *server) wireLedger(ctx context.Context, key *audit.Key, upstreams map[s
 	if err := s.wireNotify(ctx); err != nil {
 		return err
 	}
-	s.conditions = audit.NewConditions(audit.ConditionOptions{Store: s.store, Notify: s.notifier.Recipients, Told: s.notifier.Grown, Log: s.log})
+	open, err := s.store.Conditions(ctx, 1000)
+	if err != nil {
+		return err
+	}
+	s.conditions = audit.NewConditions(audit.ConditionOptions{Open: open, Store: s.store, Notify: s.notifier.Recipients, Told: s.notifier.Grown, Log: s.log})
 	s.ledger = audit.New(audit.Options{
 		Notify: s.notifier.Recipients,
 		Exposed: func(ctx context.Context, d digest.Digest) (audit.Exposed, error) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -40,7 +41,7 @@ func New(address string) (*Sink, error) {
 	s := &Sink{scheme: u.Scheme, masked: strings.NewReplacer(secrets(address, u)...)}
 	client := &http.Client{Timeout: notify.SendTimeout, CheckRedirect: func(*http.Request, []*http.Request) error { return errRedirect }}
 	if s.router, err = shoutrrr.CreateSenderWithOptions(types.SenderOptions{HTTPClient: client, Timeout: notify.SendTimeout}, address); err != nil {
-		return nil, fmt.Errorf("%s: %s", s.scheme, s.masked.Replace(err.Error()))
+		return nil, fmt.Errorf("%s: the address is not one of the service's", s.scheme)
 	}
 	return s, nil
 }
@@ -72,6 +73,22 @@ func secrets(address string, u *url.URL) (pairs []string) {
 	return pairs
 }
 
+var statusShape = regexp.MustCompile(`\b[345][0-9]{2}\b`)
+
+// why is what can be told of an error. What the services say has addresses in it, and these
+// have secrets in them that are not as they were written: only what the network says, and
+// the status of an answer, is told.
+func (s *Sink) why(err error) string {
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		return s.masked.Replace(ue.Err.Error())
+	}
+	if status := statusShape.FindString(s.masked.Replace(err.Error())); status != "" {
+		return "it was not taken: " + status
+	}
+	return "it was not taken"
+}
+
 // textMost is what is sent in bytes: what of the services takes least, Pushover, takes
 // 1024 characters.
 const textMost = 1000
@@ -86,7 +103,7 @@ func (s *Sink) Send(ctx context.Context, m notify.Message) error {
 	select {
 	case errs := <-done:
 		if err := errors.Join(errs...); err != nil {
-			return &notify.Failure{Err: fmt.Errorf("%s: %s", s.scheme, s.masked.Replace(err.Error()))}
+			return &notify.Failure{Err: fmt.Errorf("%s: %s", s.scheme, s.why(err))}
 		}
 		return nil
 	case <-ctx.Done():
