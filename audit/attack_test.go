@@ -120,6 +120,10 @@ func TestASecondPushIsHeldToo(t *testing.T) {
 	w.see("1", "evil", time.Hour, beside(signed, audit.Trust{}))
 	w.see("1", "evil", 11*time.Minute, nowBeside(audit.Trust{}))
 	w.want("without a signature again", w.see("1", "evil 2", time.Minute), "good")
+	w.want("nothing stands beside anything any more", w.see("1", "evil", time.Minute, fromServed(audit.ClassRebuild, "cmd_changed")), "good")
+	w.want("signed again", w.see("1", "fixed", time.Minute, fromServed(audit.ClassRebuild), func(o *audit.Observation) {
+		o.Served.Trust = &audit.TrustChange{Old: signed, New: signed}
+	}), "fixed")
 }
 
 // What stood beside the head is remembered: to take it away before the push does not help.

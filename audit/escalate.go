@@ -67,7 +67,13 @@ func (t *turn) weigh(e *Event) {
 	}
 	signals, class := e.Signals, e.Class
 	if e.Old != nil && e.Old.Digest != t.s.Served {
-		if cmp := t.fromServed(); cmp != nil {
+		was, _ := t.s.candidate(e.Old.Digest)
+		cmp := t.fromServed()
+		if (cmp == nil || cmp.Trust == nil && was.missed()) && was.Escalated != denied && c.Escalated == "" {
+			c.Escalated = was.Escalated
+		}
+		class = ClassUnknown
+		if cmp != nil {
 			class = classify(cmp, false)
 			signals = slices.Clone(cmp.Signals)
 			if cmp.Trust != nil {
@@ -77,11 +83,6 @@ func (t *turn) weigh(e *Event) {
 				if name := before(s, ":"); name == "burst" || name == "alias" {
 					signals = append(signals, s)
 				}
-			}
-		} else {
-			class = ClassUnknown
-			if was, ok := t.s.candidate(e.Old.Digest); ok && was.Escalated != "" && was.Escalated != denied && c.Escalated == "" {
-				c.Escalated = was.Escalated
 			}
 		}
 	}
