@@ -299,11 +299,11 @@ func (r Route) sort(letters []audit.Letter, now time.Time, cut bool) ([][]*batch
 		case r.ByRepository && e.Severity() < audit.Critical && e.Ref != (audit.Ref{}):
 			lane, alone = e.Ref.Upstream+"/"+e.Ref.Repository, false
 		}
-		late := !l.At.After(now)
-		if alone && !late {
+		ready := !l.At.After(now)
+		if alone && !ready {
 			continue
 		}
-		if due[lane] = due[lane] || late; lanes[lane] == nil {
+		if due[lane] = due[lane] || ready; lanes[lane] == nil {
 			order = append(order, lane)
 		}
 		list := lanes[lane]
