@@ -323,7 +323,7 @@ func (w *Watcher) ask(ctx context.Context, name string, q *queue, it *item) {
 	case ans.Known() && !ans.Settled():
 		interval = min(interval, again)
 	}
-	if due := ans.TrustDue(); !due.IsZero() {
+	if due := ans.TrustDue(); due.After(now) { // one that is past could not be looked at: the next question will do
 		interval = min(interval, max(again, due.Sub(now)))
 	}
 	if ans.Flap != nil && !ans.Flap.Since.IsZero() {

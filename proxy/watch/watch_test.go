@@ -80,7 +80,7 @@ func (w *world) ask(_ context.Context, ref audit.Ref, _ time.Duration) (audit.An
 	a := audit.Answer{}
 	a.Head, a.HeadSince = "sha256:x", time.Unix(1, 0)
 	if at, ok := w.moved[ref]; ok && !time.Now().Before(at) {
-		a.HeadSince = at
+		a.HeadSince, a.Move = at, &audit.Move{At: at, Settled: true} // what stands beside it was not looked at
 	}
 	return a, nil
 }
@@ -237,6 +237,26 @@ func TestMoveHurriesItsSiblings(t *testing.T) {
 		}
 		if told.IsZero() || len(after) != 10 {
 			t.Errorf("moved at %v, seen at %v; within a minute %d of 10 were asked about: %v", moves, told, len(after), after)
+		}
+	})
+}
+
+// A tag that moved is asked about when what stands beside it is to be looked at, ten
+// minutes later; one of which that cannot be seen is asked about no more than others.
+func TestAMoveThatCannotBeLookedAtIsNoRush(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{pulled: refs(1)}
+		ref, moves := w.pulled[0].Ref, time.Now().Add(40*time.Minute)
+		w.moved = map[audit.Ref]time.Time{ref: moves}
+		w.watching(t, 24*time.Hour)
+		after := 0
+		for _, q := range w.questions() {
+			if q.at.After(moves) {
+				after++
+			}
+		}
+		if after < 80 || after > 24*4+5 { // every fifteen minutes, the confirmation, and one for that
+			t.Errorf("asked about %d times in a day after it moved", after)
 		}
 	})
 }
