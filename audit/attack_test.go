@@ -140,6 +140,33 @@ func TestASignatureThatWasTakenAwayFirst(t *testing.T) {
 	}
 }
 
+// What cannot be looked at is looked for less and less often, not with every pull, and
+// told when it can be.
+func TestLooksThatFailAreFew(t *testing.T) {
+	w := newTown(t, audit.RuleText{Match: "**", Mode: audit.Alert})
+	w.see("1", "good", 0)
+	w.see("1", "evil", time.Hour, beside(audit.Trust{Signers: []string{"ci"}}, audit.Trust{}))
+	looks := 0
+	for range 24 * 60 {
+		st, err := w.store.State(t.Context(), audittest.Ref("1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.now = w.now.Add(time.Minute)
+		if !w.now.Before(st.TrustDue()) {
+			looks++
+			w.see("1", "evil", 0, func(o *audit.Observation) { o.Unseen = true })
+		}
+	}
+	if looks < 6 || looks > 9 {
+		t.Errorf("looked %d times in a day", looks)
+	}
+	w.see("1", "evil", 48*time.Hour, nowBeside(audit.Trust{}))
+	if told := of(audittest.Check(t, w.store), audit.Downgraded); len(told) != 1 {
+		t.Errorf("told %d times", len(told))
+	}
+}
+
 // A signature that is missed hides nothing else, and one that comes takes back only that.
 func TestASignatureExcusesNothingElse(t *testing.T) {
 	signed := audit.Trust{Signers: []string{"ci"}}

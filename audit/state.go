@@ -43,6 +43,7 @@ type State struct {
 	// since it is the head. Looked tells that it was, after the time in which it may come.
 	Trust  *Trust `json:"trust,omitempty"`
 	Looked bool   `json:"looked,omitempty"`
+	Looks  int    `json:"looks,omitempty"` // that failed since
 
 	// Doubt is that something stood beside the digest before that does not stand beside
 	// the head, until it does or was told.
@@ -178,8 +179,10 @@ type Observation struct {
 	Absent error
 	Gone   bool
 
-	// Trust is what stands beside the digest, nil when that was not looked at.
-	Trust *Trust
+	// Trust is what stands beside the digest, nil when that was not looked at. Unseen tells
+	// that it was to be, and could not.
+	Trust  *Trust
+	Unseen bool
 
 	// Served is what is different from the digest that is served, when that is not the
 	// head: what a rule is raised or lowered by.

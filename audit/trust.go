@@ -75,14 +75,20 @@ type Doubt struct {
 // first, and signed then.
 const trustGrace = 10 * time.Minute
 
+// After looks that failed the time until the next is doubled by each so many times, and is
+// a day from then on.
+const looksDoubled = 7
+
 // TrustDue is when what stands beside the head is to be looked at, zero for never: once
-// after each move, when what belongs to it should have come.
+// after each move, when what belongs to it should have come, and later and later again
+// while it cannot be.
 func (s State) TrustDue() time.Time {
+	wait := trustGrace<<min(s.Looks, looksDoubled) + time.Duration(max(0, s.Looks-looksDoubled))*24*time.Hour
 	switch {
 	case s.Doubt != nil:
-		return s.Doubt.Since.Add(trustGrace)
+		return s.Doubt.Since.Add(wait)
 	case s.Move != nil && !s.Looked:
-		return s.Move.At.Add(trustGrace)
+		return s.Move.At.Add(wait)
 	}
 	return time.Time{}
 }
@@ -98,7 +104,7 @@ func (s State) trustDue(now time.Time) bool {
 // far as that was seen in its time, is missed until it is known that it is not.
 func (t *turn) distrust(e *Event, c *Comparison) {
 	doubt, had := t.s.Doubt, t.s.Trust
-	t.s.Doubt, t.s.Trust, t.s.Looked = nil, nil, false
+	t.s.Doubt, t.s.Trust, t.s.Looked, t.s.Looks = nil, nil, false, 0
 	var change TrustChange
 	switch {
 	case c != nil && c.Trust != nil:
@@ -123,11 +129,15 @@ func isDoubt(signal string) bool { return signal != sbomLost }
 
 // look notes what stands beside the head after its time, and tells what is missed, once.
 func (t *turn) look() {
-	if t.seen.Trust == nil || !t.s.trustDue(t.now) {
+	if !t.s.trustDue(t.now) || t.seen.Trust == nil && !t.seen.Unseen {
+		return
+	}
+	if t.seen.Trust == nil {
+		t.s.Looks++
 		return
 	}
 	doubt := t.s.Doubt
-	t.s.Trust, t.s.Looked, t.s.Doubt = t.seen.Trust, true, nil
+	t.s.Trust, t.s.Looked, t.s.Looks, t.s.Doubt = t.seen.Trust, true, 0, nil
 	if doubt == nil {
 		return
 	}

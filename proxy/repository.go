@@ -70,7 +70,8 @@ func (r repository) ask(tag, trigger string) audit.Ask {
 		if q.Trust && err == nil && seen.Digest == q.Known.Head && r.upstream.Caller() == "" { // by a client's rights less may be there
 			ctx, cancel := context.WithTimeout(ctx, compareTime)
 			defer cancel()
-			if t, err := r.trust(ctx, seen.Digest); err == nil {
+			t, err := r.trust(ctx, seen.Digest)
+			if seen.Unseen = err != nil; !seen.Unseen {
 				seen.Trust = &t
 			}
 		}
