@@ -240,6 +240,25 @@ func TestCadenceAndSiblings(t *testing.T) {
 	}
 }
 
+// What nobody gets for a day or more need not be told at once, unless it is more than a
+// warning.
+func TestHeldForADayIsForTheDigest(t *testing.T) {
+	for _, c := range []struct {
+		held    time.Duration
+		signals string
+		want    audit.Severity
+	}{
+		{72 * time.Hour, "entrypoint_changed", audit.Notice}, {time.Hour, "entrypoint_changed", audit.Warning},
+		{72 * time.Hour, "user_to_root", audit.High}, {72 * time.Hour, "burst:3", audit.Critical}, {72 * time.Hour, "ports_changed", audit.Notice},
+	} {
+		until := noon.Add(c.held)
+		e := audit.Event{Type: audit.Held, Time: noon, Class: audit.ClassRelease, Signals: []string{c.signals}, Policy: audit.Effect{Mode: audit.Cooldown, Until: &until}}
+		if got := e.Severity(); got != c.want {
+			t.Errorf("%s held for %v: %s, want %s", c.signals, c.held, got, c.want)
+		}
+	}
+}
+
 // R8: a move of platforms that nobody here has is nothing to be told of at once, unless it
 // is one of many.
 func TestR8UnconsumedPlatforms(t *testing.T) {

@@ -3,6 +3,7 @@ package audit
 import (
 	"slices"
 	"strings"
+	"time"
 )
 
 // A Severity is how much an event deserves to be looked at. docs/alerts.md has the
@@ -79,8 +80,14 @@ func (e Event) Severity() Severity {
 		name, _, _ = strings.Cut(name, ":")
 		s = max(s, bySignal[name])
 	}
+	if e.Type == Held && s == Warning && e.Policy.Until.Sub(e.Time) >= aDay {
+		return Notice // there is time to read of it in a daily digest
+	}
 	return s
 }
+
+// aDay is how long nobody gets what is held, so that it need not be told at once.
+const aDay = 24 * time.Hour
 
 // unconsumed is the signal of a move that changes no platform that clients have.
 const unconsumed = "unconsumed"

@@ -38,7 +38,7 @@ var update = flag.Bool("update", false, "write the golden payloads")
 func sample(t *testing.T) notify.Message {
 	t.Helper()
 	before := time.Date(2026, 4, 22, 12, 31, 2, 0, time.UTC)
-	until := before.Add(72 * time.Hour)
+	until := before.Add(20 * time.Hour)
 	e := audit.Event{
 		ID: uuid.MustParse("01993d0e-6c1b-7f52-9a55-0d3c1f0a7a10"), Type: audit.Held, Time: time.Date(2026, 4, 22, 12, 41, 7, 0, time.UTC),
 		Ref: audittest.Ref("1.27"), Old: &audit.Content{Digest: audittest.Digest("old")}, New: &audit.Content{Digest: audittest.Digest("new")},
