@@ -15,7 +15,7 @@ import (
 // approves it, whatever the mode. Each has the signals that it is known by.
 var escalations = map[string][]string{
 	string(Downgraded): {signatureLost, provenanceLost}, string(TrustChanged): {signerChanged}, string(Burst): {"burst"}, string(Aliased): {"alias"},
-	"user_to_root": {"user_to_root", notCompared}, "entrypoint_changed": {"entrypoint_changed", notCompared}, "platform_removed": {"platform_removed"},
+	"user_to_root": {"user_to_root", NotCompared}, "entrypoint_changed": {"entrypoint_changed", NotCompared}, "platform_removed": {"platform_removed"},
 }
 
 // Escalates tells whether a reason for which something is held is that a rule was raised.
@@ -24,10 +24,6 @@ func Escalates(reason string) bool { return escalations[reason] != nil }
 // bypasses are the classes that can lower a rule for a digest: it is served although it
 // is new. What they are compared with must have been served.
 var bypasses = []string{string(ClassRepackaged), string(ClassAttestationOnly), string(ClassBaseRefresh)}
-
-// notCompared is the signal of an image whose configuration could not be had, although its
-// clients have the old one.
-const notCompared = "not_compared"
 
 // denied is why a digest of PolicyText.Denied is held.
 const denied = "denied"
@@ -114,7 +110,7 @@ func (t *turn) fromServed() *Comparison {
 // raise has the candidate held by an escalation, if one of the signals is its. What is only
 // missed beside it may come: any other reason counts more.
 func (c *Candidate) raise(name string, signals []string) {
-	if c.Escalated != "" && !c.missed() || name == "platform_removed" && slices.Contains(signals, unconsumed) {
+	if c.Escalated != "" && !c.missed() || name == "platform_removed" && slices.Contains(signals, Unconsumed) {
 		return
 	}
 	if slices.ContainsFunc(signals, func(s string) bool { return slices.Contains(escalations[name], before(s, ":")) }) {

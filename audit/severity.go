@@ -55,7 +55,7 @@ var byClass = map[Class]Severity{
 var bySignal = map[string]Severity{
 	"cmd_changed": Notice, "ports_changed": Notice, "volume_added": Notice, "no_shared_layers": Notice,
 	"revision_missing": Notice, "created_epoch": Notice, "created_regressed": Notice,
-	"never_moved_before": Notice, "created_future": Notice, "not_compared": Notice, "cadence_z": Notice, "size_delta_pct": Notice,
+	"never_moved_before": Notice, "created_future": Notice, NotCompared: Notice, "cadence_z": Notice, "size_delta_pct": Notice,
 	"full_version_tag": Warning, "entrypoint_changed": Warning, "platform_removed": Warning, "source_changed": Warning,
 	"user_to_root": High, "env_added": High, "alias": High,
 	"burst": Critical,
@@ -72,7 +72,7 @@ func (e Event) Severity() Severity {
 	case e.Type == Held, !e.Type.Moves(), e.Type == FirstSeen, e.Type == Repackaged:
 		return s
 	}
-	if slices.Contains(e.Signals, unconsumed) {
+	if slices.Contains(e.Signals, Unconsumed) {
 		return e.ofUnconsumed() // AUDIT.md, R8
 	}
 	s = max(s, byClass[e.Class])
@@ -89,8 +89,11 @@ func (e Event) Severity() Severity {
 // aDay is how long nobody gets what is held, so that it need not be told at once.
 const aDay = 24 * time.Hour
 
-// unconsumed is the signal of a move that changes no platform that clients have.
-const unconsumed = "unconsumed"
+// The signals of what the comparison itself is like.
+const (
+	Unconsumed  = "unconsumed"   // no platform changed that clients have
+	NotCompared = "not_compared" // a configuration could not be had, although clients have the old one
+)
 
 // ofUnconsumed is the severity of a move that changes no platform that clients have: of
 // its signals those count that are about more than one tag.

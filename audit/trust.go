@@ -106,18 +106,18 @@ func (t *turn) distrust(e *Event, c *Comparison) {
 	doubt, had := t.s.Doubt, t.s.Trust
 	t.s.Doubt, t.s.Trust, t.s.Looked, t.s.Looks = nil, nil, false, 0
 	var change TrustChange
+	known := c != nil && c.Trust != nil
 	switch {
-	case c != nil && c.Trust != nil:
+	case known:
 		change = *c.Trust
-		e.Signals = change.lost()
 	case had != nil:
 		change.Old = *had
 	}
 	if doubt != nil {
 		change.Old = doubt.Had
-		if c != nil && c.Trust != nil {
-			e.Signals = change.lost()
-		}
+	}
+	if known {
+		e.Signals = change.lost()
 	}
 	if slices.ContainsFunc(change.lost(), isDoubt) {
 		t.s.Doubt = &Doubt{t.now, change.Old}

@@ -164,18 +164,19 @@ func (r repository) comparison(ctx context.Context, old, new digest.Digest, base
 		return nil
 	}
 	if rd.failed {
-		d.Signals = append(d.Signals, "not_compared")
+		d.Signals = append(d.Signals, audit.NotCompared)
 	}
 	cmp := &audit.Comparison{Old: old, New: new, Class: audit.Class(d.Class), Signals: d.Signals, Created: d.Created()}
 	cmp.Base = base(ctx, d)
 	cmp.OldVersion, cmp.NewVersion = d.Says(ocispec.AnnotationVersion)
-	if s := r.consumes(ctx, old, d); s != "" {
+	if s := rd.consumes(old, d); s != "" {
 		cmp.Signals = append(slices.Clone(d.Signals), s)
 	}
-	if kept, err := keep(ctx, r.cache, d.Encode()); err == nil {
+	body := d.Encode()
+	if kept, err := keep(ctx, r.cache, body); err == nil {
 		t := d.Totals()
 		cmp.Diff = &audit.DiffRef{
-			Digest: kept, Size: int64(len(d.Encode())),
+			Digest: kept, Size: int64(len(body)),
 			Platforms:  audit.PlatformCount{Added: len(d.Platforms.Added), Removed: len(d.Platforms.Removed), Changed: len(d.Platforms.Changed)},
 			Layers:     audit.LayerCount{Shared: t.Shared, Added: t.Added, Removed: t.Removed},
 			BytesDelta: t.BytesDelta, ConfigChanged: t.ConfigChanged,

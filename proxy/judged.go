@@ -16,31 +16,25 @@ import (
 
 // What a move is judged by that the two manifests alone do not tell.
 
-// The signals of a move whose platforms clients have (AUDIT.md, R8).
-const (
-	consumedChanged = "consumed_platform_changed"
-	unconsumed      = "unconsumed"
-)
-
 // consumes tells whether the platforms that changed from old are among those that are
-// here because clients had them, as a signal, or "" when nobody had any.
-func (r repository) consumes(ctx context.Context, old digest.Digest, d *diff.Diff) string {
-	rd := &reader{ctx: ctx, repo: r, cache: r.cache}
+// here because clients had them, as a signal, or "" when nobody had any
+// (AUDIT.md, R8).
+func (r *reader) consumes(old digest.Digest, d *diff.Diff) string {
 	some := false
-	for _, o := range rd.children(old) {
+	for _, o := range r.children(old) {
 		if _, here := r.cache.Stat(o.Digest); !here || o.Platform == "" {
 			continue
 		}
 		some = true
 		changed := slices.ContainsFunc(d.Changed, func(p diff.PlatformDiff) bool { return p.Old == o.Digest })
 		if changed || slices.Contains(d.Platforms.Removed, diff.Canonical(o.Platform)) {
-			return consumedChanged
+			return "consumed_platform_changed"
 		}
 	}
 	if !some {
 		return ""
 	}
-	return unconsumed
+	return audit.Unconsumed
 }
 
 // baseHeads is how many of the latest meanings of a base image are looked at.

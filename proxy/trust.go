@@ -18,8 +18,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"tidemark/audit"
+	"tidemark/audit/diff"
 	"tidemark/proxy/oci"
-	"tidemark/proxy/upstream"
 )
 
 // What stands beside an image that says who made it, and how: signatures and
@@ -50,15 +50,13 @@ func (r repository) trustChange(ctx context.Context, old, new digest.Digest, kno
 
 // Where tools put what they have to say.
 const (
-	referenceType = "vnd.docker.reference.type" // BuildKit: children of the index itself
-	attestation   = "attestation-manifest"
-	inToto        = "in-toto.io/predicate-type" // of their layers
-	cosignCert    = "dev.sigstore.cosign/certificate"
-	cosignType    = "predicateType"                       // of the layers of cosign's attestations
-	bundleType    = "application/vnd.dev.sigstore.bundle" // and what follows, of an artifact
-	bundleSays    = "dev.sigstore.bundle.predicateType"
-	notation      = "application/vnd.cncf.notary.signature"
-	looked        = 8 // referrers of a kind that are looked into
+	inToto     = "in-toto.io/predicate-type" // of the layers of BuildKit's attestations
+	cosignCert = "dev.sigstore.cosign/certificate"
+	cosignType = "predicateType"                       // of the layers of cosign's attestations
+	bundleType = "application/vnd.dev.sigstore.bundle" // and what follows, of an artifact
+	bundleSays = "dev.sigstore.bundle.predicateType"
+	notation   = "application/vnd.cncf.notary.signature"
+	looked     = 8 // referrers of a kind that are looked into
 )
 
 // trust finds out what stands beside a digest now. That something does not exist is an
@@ -99,7 +97,7 @@ func (r repository) attested(ctx context.Context, dgst digest.Digest, t *audit.T
 	}
 	left := looked
 	for _, d := range index.Manifests {
-		if d.Annotations[referenceType] != attestation || left == 0 || t.Provenance && t.SBOM {
+		if !diff.IsAttestation(d) || left == 0 || t.Provenance && t.SBOM {
 			continue
 		}
 		left--
@@ -118,9 +116,7 @@ func (r repository) attested(ctx context.Context, dgst digest.Digest, t *audit.T
 func (r repository) referredTo(ctx context.Context, dgst digest.Digest, t *audit.Trust) error {
 	list, err := r.upstream.Referrers(ctx, r.Repository, dgst)
 	if errors.Is(err, fs.ErrNotExist) {
-		var index struct {
-			Manifests []upstream.Referrer `json:"manifests"`
-		}
+		var index referrerIndex
 		if err := r.readTag(ctx, oci.ReferrersTag(dgst), &index); err != nil {
 			return err
 		}

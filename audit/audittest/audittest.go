@@ -53,6 +53,7 @@ type Store interface {
 	Referrers(ctx context.Context, upstream, repository string, subject digest.Digest) ([]audit.Referrer, error)
 	audit.Outbox
 	audit.AlertStore
+	AlertCounts(ctx context.Context) (map[audit.Type]int64, error)
 	OutboxCounts(ctx context.Context) ([]audit.OutboxCount, error)
 	Requeue(ctx context.Context, sink string, indexes []int64, now time.Time) error
 	Pulled(ctx context.Context, since time.Time) ([]audit.Pulled, error)

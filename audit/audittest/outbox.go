@@ -247,6 +247,9 @@ func alerts(t *testing.T, open func() Store) {
 	decided(t, s, audit.Operator{Action: audit.Acknowledge, Entry: &entry}, now)
 	s.Close()
 	s = open()
+	if counts, err := s.AlertCounts(ctx); err != nil || len(counts) != 1 || counts[audit.Held] != 2 {
+		t.Errorf("counts: %v, %v", counts, err)
+	}
 	want("acknowledged", false, "5 b tag.held acknowledged", "3 a tag.held open")
 	see("a", "three") // 7 moved, 8 withdrawn, 9 held: another digest is another question
 	want("it moved again", false, "9 a tag.held open", "5 b tag.held acknowledged")

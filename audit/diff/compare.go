@@ -72,7 +72,7 @@ func (c *comparing) image(d digest.Digest) (*image, error) {
 		im.MediaType = ocispec.MediaTypeImageIndex
 	}
 	for _, desc := range m.Manifests {
-		if isAttestation(desc) {
+		if IsAttestation(desc) {
 			im.attestations = append(im.attestations, desc.Digest)
 			continue
 		}
@@ -81,10 +81,10 @@ func (c *comparing) image(d digest.Digest) (*image, error) {
 	return im, nil
 }
 
-// isAttestation tells the children that no client takes for a platform: those
+// IsAttestation tells the children that no client takes for a platform: those
 // that say what they are and name none. One that names a platform is an image,
 // whatever it says.
-func isAttestation(d ocispec.Descriptor) bool {
+func IsAttestation(d ocispec.Descriptor) bool {
 	named := d.Platform != nil && (d.Platform.OS != "unknown" || d.Platform.Architecture != "unknown")
 	return d.Annotations[referenceType] == attestation && !named
 }

@@ -108,6 +108,10 @@ func viewOf(m Message) view {
 // apply has a message say what the templates make of it.
 func (t Templates) apply(m Message) (Message, error) {
 	out := m
+	if t == (Templates{}) {
+		return out, nil
+	}
+	v := viewOf(m)
 	for _, part := range []struct {
 		tmpl *template.Template
 		to   *string
@@ -116,7 +120,7 @@ func (t Templates) apply(m Message) (Message, error) {
 			continue
 		}
 		var b bytes.Buffer
-		if err := part.tmpl.Execute(&bounded{&b, templateMost}, viewOf(m)); err != nil {
+		if err := part.tmpl.Execute(&bounded{&b, templateMost}, v); err != nil {
 			return m, err
 		}
 		*part.to = strings.TrimSpace(b.String())

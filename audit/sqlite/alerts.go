@@ -51,33 +51,37 @@ func putAlert(ctx context.Context, tx *sql.Tx, refID, index int64, e audit.Event
 	return err
 }
 
-const alertColumns = `a.leaf_idx, r.upstream, r.repository, r.tag, a.type, a.digest, a.opened, a.acknowledged, a.resolved, a.resolved_by`
-
-func scanAlert(scan func(...any) error, others ...any) (a audit.StatefulAlert, err error) {
-	var opened int64
-	var acknowledged, resolved sql.NullInt64
-	err = scan(append([]any{&a.Index, &a.Ref.Upstream, &a.Ref.Repository, &a.Ref.Tag, &a.Type, &a.Digest, &opened, &acknowledged, &resolved, &a.ResolvedBy}, others...)...)
-	a.Opened, a.Acknowledged, a.Resolved = fromMillis(opened), timeOf(acknowledged), timeOf(resolved)
-	return a, err
-}
-
 // Alerts implements audit.AlertStore.
 func (s *Store) Alerts(ctx context.Context, all bool, limit int) ([]audit.StatefulAlert, error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT "+alertColumns+` FROM alert a JOIN ref r ON r.id = a.ref_id
-		WHERE ? OR a.resolved IS NULL ORDER BY a.leaf_idx DESC LIMIT ?`, all, limit)
+	rows, err := s.read.QueryContext(ctx, `SELECT a.leaf_idx, r.upstream, r.repository, r.tag, a.type, a.digest, a.opened, a.acknowledged, a.resolved, a.resolved_by
+		FROM alert a JOIN ref r ON r.id = a.ref_id WHERE ? OR a.resolved IS NULL ORDER BY a.leaf_idx DESC LIMIT ?`, all, limit)
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
-	var out []audit.StatefulAlert
-	for rows.Next() {
-		a, err := scanAlert(rows.Scan)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, a)
+	return collect(rows, func(scan scanner) (a audit.StatefulAlert, err error) {
+		var opened int64
+		var acknowledged, resolved sql.NullInt64
+		err = scan(&a.Index, &a.Ref.Upstream, &a.Ref.Repository, &a.Ref.Tag, &a.Type, &a.Digest, &opened, &acknowledged, &resolved, &a.ResolvedBy)
+		a.Opened, a.Acknowledged, a.Resolved = fromMillis(opened), timeOf(acknowledged), timeOf(resolved)
+		return a, err
+	})
+}
+
+// AlertCounts returns how many alerts are open, by type.
+func (s *Store) AlertCounts(ctx context.Context) (map[audit.Type]int64, error) {
+	rows, err := s.read.QueryContext(ctx, "SELECT type, count(*) FROM alert WHERE resolved IS NULL GROUP BY type")
+	if err != nil {
+		return nil, err
 	}
-	return out, rows.Err()
+	out := make(map[audit.Type]int64)
+	_, err = collect(rows, func(scan scanner) (_ struct{}, err error) {
+		var kind audit.Type
+		var n int64
+		err = scan(&kind, &n)
+		out[kind] = n
+		return struct{}{}, err
+	})
+	return out, err
 }
 
 // Mutes implements audit.AlertStore.
@@ -86,22 +90,16 @@ func (s *Store) Mutes(ctx context.Context, now time.Time) ([]audit.Mute, error) 
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
-	var out []audit.Mute
-	for rows.Next() {
+	return collect(rows, func(scan scanner) (m audit.Mute, err error) {
 		var pattern string
 		var until int64
-		var m audit.Mute
-		if err := rows.Scan(&pattern, &until, &m.Reason); err != nil {
-			return nil, err
-		}
-		if m.Match, err = audit.ParseGlob(pattern); err != nil {
-			return nil, err
+		if err := scan(&pattern, &until, &m.Reason); err != nil {
+			return m, err
 		}
 		m.Until = fromMillis(until)
-		out = append(out, m)
-	}
-	return out, rows.Err()
+		m.Match, err = audit.ParseGlob(pattern)
+		return m, err
+	})
 }
 
 // Unheeded implements audit.Outbox.
@@ -115,16 +113,10 @@ func (s *Store) Unheeded(ctx context.Context, sink string, before time.Time) ([]
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
-	var out []audit.Letter
-	for rows.Next() {
-		var l audit.Letter
-		if err := rows.Scan(&l.Index, &l.Leaf, &l.Ref.Upstream, &l.Ref.Repository, &l.Ref.Tag); err != nil {
-			return nil, err
-		}
-		out = append(out, l)
-	}
-	return out, rows.Err()
+	return collect(rows, func(scan scanner) (l audit.Letter, err error) {
+		err = scan(&l.Index, &l.Leaf, &l.Ref.Upstream, &l.Ref.Repository, &l.Ref.Tag)
+		return l, err
+	})
 }
 
 // Remind implements audit.Outbox.

@@ -142,68 +142,45 @@ func customs(ctx context.Context, q querier, ref audit.Ref, now time.Time, n *au
 // former returns the newest digest that was served for a ref, that is not to be skipped,
 // and that nothing speaks against. That it was served is what the entries say.
 func former(ctx context.Context, q querier, id int64, skip func(digest.Digest) bool) (c audit.Content, ok bool, err error) {
-	rows, err := q.QueryContext(ctx, "SELECT body FROM log_leaf WHERE ref_id = ? ORDER BY idx DESC", id)
+	entries, err := leaves(ctx, q, "SELECT body FROM log_leaf WHERE ref_id = ? ORDER BY idx DESC", id)
 	if err != nil {
 		return c, false, err
 	}
-	served, err := servedBy(rows)
-	if err != nil {
-		return c, false, err
-	}
-	for _, d := range served {
-		if skip(d) {
+	tried := make(map[digest.Digest]bool)
+	for _, e := range entries {
+		d := e.Policy.Served
+		if d == "" || tried[d] || skip(d) {
 			continue
 		}
+		tried[d] = true
 		err := q.QueryRowContext(ctx, `SELECT i.digest, i.media_type, i.size FROM tag_interval i LEFT JOIN tag_verdict v ON v.ref_id = i.ref_id AND v.digest = i.digest
 			WHERE i.ref_id = ? AND i.digest = ? AND coalesce(v.rejected, 0) = 0 AND coalesce(v.withdrawn, '') = '' AND coalesce(v.escalated, '') = ''
 			ORDER BY i.leaf_idx DESC LIMIT 1`, id, d).Scan(&c.Digest, &c.MediaType, &c.Size)
-		if errors.Is(err, sql.ErrNoRows) {
-			continue
+		if !errors.Is(err, sql.ErrNoRows) {
+			return c, err == nil, err
 		}
-		return c, err == nil, err
 	}
 	return audit.Content{}, false, nil
 }
 
-// servedBy are the digests that entries say were served, in their order, each once.
-func servedBy(rows *sql.Rows) (out []digest.Digest, err error) {
-	defer rows.Close()
-	for rows.Next() {
-		var leaf []byte
-		if err := rows.Scan(&leaf); err != nil {
-			return nil, err
-		}
-		e, err := audit.ParseLeaf(leaf)
-		if err != nil {
-			return nil, err
-		}
-		if d := e.Policy.Served; d != "" && !slices.Contains(out, d) {
-			out = append(out, d)
-		}
-	}
-	return out, rows.Err()
-}
-
 // burstOf tells whether a burst that a ref was part of was told within a time.
 func burstOf(ctx context.Context, q querier, ref audit.Ref, from, to time.Time) (bool, error) {
-	rows, err := q.QueryContext(ctx, `SELECT l.body FROM log_leaf l JOIN ref r ON r.id = l.ref_id
+	bursts, err := leaves(ctx, q, `SELECT l.body FROM log_leaf l JOIN ref r ON r.id = l.ref_id
 		WHERE l.type = ? AND r.upstream = ? AND r.repository = ? AND l.at BETWEEN ? AND ?`, string(audit.Burst), ref.Upstream, ref.Repository, millis(from), millis(to))
+	return slices.ContainsFunc(bursts, func(e audit.Event) bool { return slices.Contains(e.Tags, ref.Tag) }), err
+}
+
+// leaves are the events that a query selects the leaves of.
+func leaves(ctx context.Context, q querier, query string, args ...any) ([]audit.Event, error) {
+	rows, err := q.QueryContext(ctx, query, args...)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	defer rows.Close()
-	for rows.Next() {
+	return collect(rows, func(scan scanner) (e audit.Event, err error) {
 		var leaf []byte
-		if err := rows.Scan(&leaf); err != nil {
-			return false, err
+		if err := scan(&leaf); err != nil {
+			return e, err
 		}
-		e, err := audit.ParseLeaf(leaf)
-		if err != nil {
-			return false, err
-		}
-		if slices.Contains(e.Tags, ref.Tag) {
-			return true, nil
-		}
-	}
-	return false, rows.Err()
+		return audit.ParseLeaf(leaf)
+	})
 }

@@ -49,18 +49,12 @@ func (s *Store) Due(ctx context.Context, sink string, now time.Time, limit int) 
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
-	var out []audit.Letter
-	for rows.Next() {
-		var l audit.Letter
+	return collect(rows, func(scan scanner) (l audit.Letter, err error) {
 		var at int64
-		if err := rows.Scan(&l.Index, &l.Leaf, &l.Ref.Upstream, &l.Ref.Repository, &l.Ref.Tag, &l.Batch, &l.Attempts, &at, &l.Reminder); err != nil {
-			return nil, err
-		}
+		err = scan(&l.Index, &l.Leaf, &l.Ref.Upstream, &l.Ref.Repository, &l.Ref.Tag, &l.Batch, &l.Attempts, &at, &l.Reminder)
 		l.At = fromMillis(at)
-		out = append(out, l)
-	}
-	return out, rows.Err()
+		return l, err
+	})
 }
 
 // NextDue implements audit.Outbox.
@@ -106,16 +100,10 @@ func (s *Store) OutboxCounts(ctx context.Context) ([]audit.OutboxCount, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
-	var out []audit.OutboxCount
-	for rows.Next() {
-		var c audit.OutboxCount
-		if err := rows.Scan(&c.Sink, &c.State, &c.N); err != nil {
-			return nil, err
-		}
-		out = append(out, c)
-	}
-	return out, rows.Err()
+	return collect(rows, func(scan scanner) (c audit.OutboxCount, err error) {
+		err = scan(&c.Sink, &c.State, &c.N)
+		return c, err
+	})
 }
 
 // Requeue has a sink be told, again or for the first time, of entries of the log.

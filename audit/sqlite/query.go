@@ -220,14 +220,24 @@ func (s *Store) Repositories(ctx context.Context, upstreams []string, after stri
 
 // texts reads rows of one text each.
 func texts(rows *sql.Rows) ([]string, error) {
+	return collect(rows, func(scan scanner) (text string, err error) {
+		err = scan(&text)
+		return text, err
+	})
+}
+
+// A scanner reads the columns of a row.
+type scanner func(...any) error
+
+// collect reads every row by read, and closes rows.
+func collect[T any](rows *sql.Rows, read func(scanner) (T, error)) (out []T, err error) {
 	defer rows.Close()
-	var out []string
 	for rows.Next() {
-		var text string
-		if err := rows.Scan(&text); err != nil {
+		v, err := read(rows.Scan)
+		if err != nil {
 			return nil, err
 		}
-		out = append(out, text)
+		out = append(out, v)
 	}
 	return out, rows.Err()
 }

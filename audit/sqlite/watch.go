@@ -36,16 +36,10 @@ func (s *Store) Known(ctx context.Context) ([]audit.Ref, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
-	var out []audit.Ref
-	for rows.Next() {
-		var r audit.Ref
-		if err := rows.Scan(&r.Upstream, &r.Repository); err != nil {
-			return nil, err
-		}
-		out = append(out, r)
-	}
-	return out, rows.Err()
+	return collect(rows, func(scan scanner) (r audit.Ref, err error) {
+		err = scan(&r.Upstream, &r.Repository)
+		return r, err
+	})
 }
 
 // Moves tells how often a ref moved that we saw, and since when it is known; 0 and

@@ -68,9 +68,9 @@ what is held stays held.`,
 	c.Flags().StringVar(&in.Reason, "reason", "", "what is recorded with it")
 	cl, asJSON := addClient(c), addJSON(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		index, err := strconv.ParseInt(args[0], 10, 64)
-		if err != nil || index < 0 {
-			return usage(fmt.Errorf("%q is not the index of an entry", args[0]))
+		index, err := parseIndex(args[0])
+		if err != nil {
+			return err
 		}
 		in.Index = &index
 		var out admin.Alert

@@ -196,6 +196,15 @@ func ago(s string, now time.Time) (string, error) {
 	return now.Add(-time.Duration(d)).UTC().Format(time.RFC3339), nil
 }
 
+// parseIndex reads the index of an entry of the log.
+func parseIndex(s string) (int64, error) {
+	index, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || index < 0 {
+		return 0, usage(fmt.Errorf("%q is not the index of an event", s))
+	}
+	return index, nil
+}
+
 // printable is a text that is not ours as a terminal may have it: what would move
 // the cursor, or hide what follows, is quoted.
 func printable(s string) string {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -42,21 +41,39 @@ const (
 // A shortener makes digests as short as they can be told apart, among all that it was
 // shown so far.
 type shortener struct {
-	seen []digest.Digest
-	n    int
+	n    int // characters
+	seen map[string]digest.Digest
 }
 
 // see has digests told apart from the others.
 func (s *shortener) see(digests ...digest.Digest) {
-	s.n = max(s.n, shortLeast)
+	if s.seen == nil {
+		s.seen = make(map[string]digest.Digest)
+	}
 	for _, d := range digests {
-		if d.Validate() != nil || slices.Contains(s.seen, d) {
+		if d.Validate() != nil {
 			continue
 		}
-		for s.n < len(d.Encoded()) && slices.ContainsFunc(s.seen, func(o digest.Digest) bool { return s.hex(o) == s.hex(d) }) {
-			s.n += shortMore
+		for s.taken(d) {
+			s.lengthen()
 		}
-		s.seen = append(s.seen, d)
+		s.seen[s.hex(d)] = d
+	}
+}
+
+// taken tells that another digest is shown as d would be.
+func (s *shortener) taken(d digest.Digest) bool {
+	other, ok := s.seen[s.hex(d)]
+	return ok && other != d
+}
+
+// lengthen shows more of each.
+func (s *shortener) lengthen() {
+	s.n = max(s.n, shortLeast) + shortMore
+	before := s.seen
+	s.seen = make(map[string]digest.Digest, len(before))
+	for _, d := range before {
+		s.seen[s.hex(d)] = d
 	}
 }
 

@@ -285,9 +285,9 @@ func newShow() *cobra.Command {
 	}
 	cl, asJSON := addClient(c), addJSON(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		index, err := strconv.ParseInt(args[0], 10, 64)
-		if err != nil || index < 0 {
-			return usage(fmt.Errorf("%q is not the index of an event", args[0]))
+		index, err := parseIndex(args[0])
+		if err != nil {
+			return err
 		}
 		var e admin.Event
 		if err := cl.getJSON(c.Context(), "/api/v1/events/"+strconv.FormatInt(index, 10), nil, &e); err != nil {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -108,9 +107,9 @@ sample, in the words of its templates, and send nothing.`,
 			return usage(fmt.Errorf("--sink is missing"))
 		}
 		if len(args) > 0 {
-			index, err := strconv.ParseInt(args[0], 10, 64)
-			if err != nil || index < 0 {
-				return usage(fmt.Errorf("%q is not the index of an entry", args[0]))
+			index, err := parseIndex(args[0])
+			if err != nil {
+				return err
 			}
 			in.Index = &index
 		}

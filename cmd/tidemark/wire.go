@@ -380,7 +380,7 @@ func loginHosts(name string, endpoints []*url.URL) []string {
 
 func (s *server) wireAdmin(upstreams map[string]*upstream.Upstream, table *route.Table, metrics *admin.Metrics) error {
 	status := func() []admin.UpstreamStatus { return s.upstreamStatus(upstreams) }
-	metrics.Watch(admin.Sources{Cache: s.cache.Stats, Upstreams: status, Tree: s.store.Tree, UnsignedSince: s.signer.UnsignedSince, HeldRefs: s.store.HeldRefs, Lag: s.lag, Outbox: s.store.OutboxCounts, Alerts: s.store.Alerts})
+	metrics.Watch(admin.Sources{Cache: s.cache.Stats, Upstreams: status, Tree: s.store.Tree, UnsignedSince: s.signer.UnsignedSince, HeldRefs: s.store.HeldRefs, Lag: s.lag, Outbox: s.store.OutboxCounts, Alerts: s.store.AlertCounts})
 	o := admin.Options{
 		Version: version(), Started: time.Now(), Origin: s.origin, Token: string(s.cfg.Admin.Token),
 		Cache: s.cache, Views: s.store, Entries: s.store, Ledger: s.ledger, Contents: s.contents, Signer: s.signer, Metrics: metrics, Events: s.events,

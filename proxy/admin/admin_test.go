@@ -102,7 +102,7 @@ func serve(t *testing.T, n int, token string) *fixture {
 		left := int64(42)
 		return []admin.UpstreamStatus{{Name: "docker.io", Healthy: true, RateLimitRemaining: &left}}
 	}
-	m.Watch(admin.Sources{Cache: c.Stats, Upstreams: upstreams, Tree: store.Tree, UnsignedSince: signer.UnsignedSince, HeldRefs: store.HeldRefs, Lag: func() time.Duration { return 0 }, Outbox: store.OutboxCounts, Alerts: store.Alerts})
+	m.Watch(admin.Sources{Cache: c.Stats, Upstreams: upstreams, Tree: store.Tree, UnsignedSince: signer.UnsignedSince, HeldRefs: store.HeldRefs, Lag: func() time.Duration { return 0 }, Outbox: store.OutboxCounts, Alerts: store.AlertCounts})
 	m.Request("manifest", "docker.io", "hit", 200, 10, time.Millisecond)
 	m.Request("blob", "docker.io", "", 404, 0, time.Millisecond)
 	m.Upstream("docker.io", 200)

@@ -100,7 +100,7 @@ type Sources struct {
 	HeldRefs      func(context.Context) (int64, error)
 	Lag           func() time.Duration
 	Outbox        func(context.Context) ([]audit.OutboxCount, error)
-	Alerts        func(ctx context.Context, all bool, limit int) ([]audit.StatefulAlert, error)
+	Alerts        func(context.Context) (map[audit.Type]int64, error)
 }
 
 // Watch adds the series that others count.
@@ -175,13 +175,9 @@ func (w watched) Collect(ch chan<- prometheus.Metric) {
 			gauge(outbox, float64(c.N), c.Sink, c.State)
 		}
 	}
-	if open, err := w.Alerts(context.Background(), false, alertsCounted); err != nil {
+	if counts, err := w.Alerts(context.Background()); err != nil {
 		ch <- prometheus.NewInvalidMetric(alertsOpen, err)
 	} else {
-		counts := make(map[audit.Type]int)
-		for _, a := range open {
-			counts[a.Type]++
-		}
 		for kind, n := range counts {
 			gauge(alertsOpen, float64(n), string(kind))
 		}
@@ -189,9 +185,6 @@ func (w watched) Collect(ch chan<- prometheus.Metric) {
 	gauge(lag, w.Lag().Seconds())
 	gauge(logUnsigned, since(w.UnsignedSince()))
 }
-
-// alertsCounted bounds the alerts that are counted.
-const alertsCounted = 100_000
 
 func since(t time.Time) float64 {
 	if t.IsZero() {
