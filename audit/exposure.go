@@ -197,3 +197,30 @@ func (x *Exposures) Forget(ctx context.Context) {
 		x.log.Warn().Err(err).Msg("old exposures could not be forgotten; it is tried again in an hour")
 	}
 }
+
+// Exposed counts who got a digest, without saying who.
+type Exposed struct {
+	Clients  int        `json:"clients"` // different addresses
+	Resolves int64      `json:"resolves"`
+	Fetches  int64      `json:"fetches"`
+	First    *time.Time `json:"first,omitempty"`
+	Last     *time.Time `json:"last,omitempty"`
+}
+
+// CountExposed sums exposures of one digest.
+func CountExposed(list []Exposure) (x Exposed) {
+	clients := make(map[string]bool)
+	for _, e := range list {
+		clients[e.Client] = true
+		x.Resolves += e.Resolves
+		x.Fetches += e.Fetches
+		if x.First == nil || e.First.Before(*x.First) {
+			x.First = &e.First
+		}
+		if x.Last == nil || e.Last.After(*x.Last) {
+			x.Last = &e.Last
+		}
+	}
+	x.Clients = len(clients)
+	return x
+}
